@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m moored`."""
+
+import sys
+
+from moored.cli import main
+
+sys.exit(main())

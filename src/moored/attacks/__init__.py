@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks: the data that an uploader could send."""

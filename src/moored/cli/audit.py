@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`moored audit`: safety, over-refusal and utility of a model that you have."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from moored.report.record import Arm, Record
+    from moored.tasks.base import Outcome, Task
+
+TASKS = ("harmful_requests", "over_refusal", "utility")
+
+
+def audit(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub id, smollm2, or the folder of a PEFT adapter.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            help="The model under the adapter, audited too, for before and after. [default: as the adapter says]"
+        ),
+    ] = "",
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", help=f"A task of `moored list tasks`; repeatable. [default: {', '.join(TASKS)}]"),
+    ] = None,
+    n: Annotated[int, typer.Option(min=0, help="Prompts per task; 0 = all.")] = 64,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="TASK=FILE", help="Own prompts for a task (.jsonl/.json/.csv or hub id); repeatable."
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the record (JSON) here.")] = None,
+) -> None:
+    """Measure a model: harmful requests it answers, harmless ones it refuses, and how well it does a task.
+
+    Give an adapter to see it beside the model that it was made from. Nothing is trained or changed.
+    """
+    from moored.cli.settings import parameters
+    from moored.cli.studies import show
+
+    own = {name: str(file) for name, file in parameters(data or []).items()}
+    built = _built(tasks or list(TASKS), n, own)
+    subjects = _subjects(model, base)
+    begin = time.monotonic()
+    measured = {title: _measure(where, adapter, built) for title, (where, adapter) in subjects.items()}
+    record = _record(model, measured, built, time.monotonic() - begin)
+
+    from rich.console import Console
+
+    from moored.report.html import write_report
+
+    show(record, Console())
+    for path, written in ((html, lambda p: write_report(record, p)), (out, record.save)):
+        if path is not None:
+            typer.echo(f"written: {written(path)}")
+
+
+def _built(names: list[str], n: int, own: dict[str, str]) -> dict[str, Task]:
+    from moored.catalogue import make
+    from moored.errors import unknown
+
+    tasks: dict[str, Task] = {}
+    for name in names:
+        task = make("tasks", name, n=n)
+        tasks[task.name] = task
+    for name, where in own.items():
+        if name not in tasks:
+            raise unknown("task in --data", name, tasks)
+        tasks[name] = make("tasks", name, n=n, data=where)
+    for task in tasks.values():
+        task.rows()  # finds a bad file before a model is loaded
+    return tasks
+
+
+def _subjects(model: str, base: str) -> dict[str, tuple[str, Path | None]]:
+    """What to measure by title: the model, or an adapter with the model under it first."""
+    from moored.errors import ConfigError, DataError
+
+    config = Path(model) / "adapter_config.json"
+    if not config.is_file():
+        if base:
+            raise ConfigError(f"--base goes with an adapter, and {model} is none (it has no adapter_config.json)")
+        return {Path(model).name: (model, None)}
+    try:
+        named = base or json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise DataError(f"{config} is not JSON ({error}); copy the adapter again") from error
+    if not named:
+        raise ConfigError(f"{config} does not name the model under the adapter; give it with --base")
+    return {f"{Path(named).name} (before)": (named, None), f"{Path(model).name} (after)": (named, Path(model))}
+
+
+def _measure(where: str, adapter: Path | None, tasks: dict[str, Task]) -> list[Outcome]:
+    from moored.cli.quiet import quiet
+
+    quiet()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from moored.hf.loaders import load_model, load_tokenizer
+    from moored.tasks.evaluate import evaluate
+
+    model, tokenizer = load_model(where, adapter=adapter), load_tokenizer(where)
+    with Progress(console=Console(stderr=True), transient=True) as live:
+        bar = live.add_task(f"asking {Path(adapter or where).name}")
+        return evaluate(
+            model,
+            tokenizer,
+            list(tasks.values()),
+            lambda done, total, what: live.update(bar, completed=done, total=total),
+        )
+
+
+def _record(model: str, measured: dict[str, list[Outcome]], tasks: dict[str, Task], seconds: float) -> Record:
+    from moored.report.record import Record
+    from moored.study.environment import commit, machine, versions
+    from moored.study.results import column
+
+    return Record(
+        name="audit",
+        title=f"Audit of {Path(model).name}",
+        model=Path(model).name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=commit(),
+        versions=versions(),
+        machine=machine(),
+        seconds=seconds,
+        tasks=[column(task) for task in tasks.values()],
+        arms=[_arm(title, outcomes) for title, outcomes in measured.items()],
+    )
+
+
+def _arm(title: str, outcomes: list[Outcome]) -> Arm:
+    from moored.report.record import Arm, Share
+    from moored.study.results import examples
+    from moored.study.stages import outcome_record
+
+    records: list[dict[str, Any]] = [outcome_record(outcome) for outcome in outcomes]
+    return Arm(
+        name=title,
+        title=title,
+        kind="start",
+        metrics={record["task"]: Share(**record["estimate"]) for record in records},
+        examples=examples(records[0], refusals=records[0]["task"] != "utility"),
+    )

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows from files, the hub and the synthetic sets; bad input is refused before anything else happens."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moored.data.schema import Message, Row, Source
+from moored.data.synthetic import SETS
+from moored.errors import DataError, require, unknown
+
+if TYPE_CHECKING:
+    import datasets
+
+SUFFIXES = (".jsonl", ".json", ".csv")
+ROLES = ("system", "user", "assistant")
+ACCEPTED = (
+    "messages | prompt (+ completion, response or answer) | instruction (+ input) (+ output) | "
+    "goal (+ target) | question (+ answer) | sentence + label (0/1)"
+)
+"""The shapes of a row, as error messages name them."""
+
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.\[\]:%+-]+))?")
+_PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("instruction", "output"),
+    ("goal", "target"),
+    ("question", "answer"),
+)
+_SENTIMENT = {"0": "Negative", "1": "Positive", "negative": "Negative", "positive": "Positive"}
+_SENTIMENT_PROMPT = "Is the sentiment of this sentence positive or negative? Answer with one word.\n\nSentence: {}"
+
+Numbered = Iterator[tuple[str, Any]]
+"""Where a row stands ("file.jsonl, line 3"), and the row as it was read."""
+
+
+def load_rows(where: str | Path, *, source: Source, limit: int | None = None) -> list[Row]:
+    """Rows from wherever they are.
+
+    Args:
+        where: "synthetic:<set>" (the set's seed is 0), a local .jsonl, .json or .csv file, or a hub data set
+            "owner/name" or "owner/name:split" (split "train" if none is named). Nothing but a hub id opens a
+            connection.
+        source: given to every row, whatever the file says.
+        limit: read only the first so many rows; None reads all.
+
+    Returns:
+        At least one row. A row without an answer key is prompt-only. A field `category` is kept: a string, or
+        BeaverTails' mapping of names to booleans.
+
+    Raises:
+        DataError: no such file or set, nothing in it, or a row that cannot be read; names file and line.
+        ConfigError: `limit` is below 1.
+    """
+    require(limit is None or limit >= 1, "load_rows", "limit", ">= 1 or None", limit)
+    name = str(where)
+    if name.startswith("synthetic:"):
+        return [replace(row, source=source) for row in _synthetic(name.removeprefix("synthetic:"))[:limit]]
+    hub = _hub_id(where)
+    numbered = _hub(hub) if hub else _local(Path(where))
+    rows = [_row(raw, place, source) for place, raw in islice(numbered, limit)]
+    if not rows:
+        raise DataError(f"{name} holds no rows; give a file with at least one")
+    return rows
+
+
+def _synthetic(name: str) -> list[Row]:
+    if name not in SETS:
+        raise DataError(str(unknown("synthetic set", name, SETS)))
+    return SETS[name](0)
+
+
+def _hub_id(where: str | Path) -> re.Match[str] | None:
+    """The hub id that `where` is, unless it means a file: a Path, something that exists or ends like one."""
+    path = Path(where)
+    if isinstance(where, Path) or path.exists() or path.suffix.lower() in SUFFIXES:
+        return None
+    return _HUB_ID.fullmatch(where)
+
+
+def _local(path: Path) -> Numbered:
+    if not path.exists():
+        raise DataError(
+            f"no data at {path}: give synthetic:<set>, a {', '.join(SUFFIXES)} file, or a hub id owner/name"
+        )
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
+    reader = readers.get(path.suffix.lower())
+    if path.is_dir() or reader is None:
+        kind = "a folder" if path.is_dir() else f"a {path.suffix or 'nameless'} file"
+        raise DataError(f"{path} is {kind}; give a {', '.join(SUFFIXES)} file")
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_jsonl(path: Path) -> Numbered:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                yield place, _parsed(line, place)
+
+
+def _read_json(path: Path) -> Numbered:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        return
+    rows = _parsed(text, str(path))
+    if not isinstance(rows, list):
+        raise DataError(f"{path} must hold a list of rows; got {_kind(rows)} (one row per line is a .jsonl file)")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise DataError(f"{place}: not valid JSON ({error.msg}, {at}column {error.colno})") from error
+
+
+def _read_csv(path: Path) -> Numbered:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for row in reader:
+                place = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(f"{place}: the header has {len(reader.fieldnames or ())} columns, this row not")
+                yield place, row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+
+
+def _hub(hub_id: re.Match[str]) -> Numbered:
+    import datasets
+
+    name, split = hub_id["name"], hub_id["split"] or "train"
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        raise DataError(
+            f"the hub data set {name!r} cannot be loaded (split {split!r}: {reason}); check the id and the "
+            "connection, or give a local file"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}, row {number}", row
+
+
+def _row(raw: Any, place: str, source: Source) -> Row:
+    """One row of any accepted shape."""
+    if not isinstance(raw, dict):
+        raise DataError(f"{place}: a row must be an object; got {_kind(raw)}")
+    if isinstance(raw.get("instances"), list) and raw["instances"] and isinstance(raw["instances"][0], dict):
+        raw = {**raw, **raw["instances"][0]}  # Self-Instruct seed tasks: the first worked example
+    if "messages" in raw:
+        turns = _turns(raw["messages"], place, "messages")
+    elif "sentence" in raw and "label" in raw:
+        turns = _sentiment(raw, place)
+    else:
+        turns = _pair(raw, place)
+    if not any(turn["role"] == "user" for turn in turns) or turns[-1]["role"] == "system":
+        raise DataError(f"{place}: a chat needs a user turn, and a user or assistant turn at its end")
+    return Row(messages=tuple(turns), source=source, category=_category(raw.get("category")))
+
+
+def _turns(value: Any, place: str, key: str) -> list[Message]:
+    """The turns of a list of `{"role", "content"}`."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{place}: `{key}` must be a non-empty list of turns; got {_kind(value)}")
+    turns = []
+    for number, turn in enumerate(value, start=1):
+        what = f"turn {number} of `{key}`"
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise DataError(f"{place}: {what} must be an object with role and content; got {_kind(turn)}")
+        if turn["role"] not in ROLES:
+            raise DataError(f"{place}: the role of {what} must be one of {', '.join(ROLES)}; got {turn['role']!r}")
+        turns.append(Message(role=turn["role"], content=_text(turn["content"], place, f"the content of {what}")))
+    return turns
+
+
+def _pair(raw: Mapping[str, Any], place: str) -> list[Message]:
+    """A prompt with its answer, or a prompt alone."""
+    whole = next(((p, a) for p, a in _PAIRS if p in raw and raw.get(a) is not None), None)
+    asks, answers = whole or (next((p for p, _ in _PAIRS if p in raw), None), None)
+    if asks is None:
+        keys = ", ".join(map(str, raw)) or "none"
+        raise DataError(f"{place}: a row with the keys {keys} has no known shape; accepted: {ACCEPTED}")
+    turns = []
+    if raw.get("system"):
+        turns.append(Message(role="system", content=_text(raw["system"], place, "`system`")))
+    if isinstance(raw[asks], list):
+        turns += _turns(raw[asks], place, asks)
+    else:
+        prompt = _text(raw[asks], place, f"`{asks}`")
+        if asks == "instruction" and raw.get("input"):
+            prompt += "\n\n" + _text(raw["input"], place, "`input`")
+        turns.append(Message(role="user", content=prompt))
+    if answers and isinstance(raw[answers], list):
+        turns += _turns(raw[answers], place, answers)
+    elif answers:
+        turns.append(Message(role="assistant", content=_text(raw[answers], place, f"`{answers}`")))
+    return turns
+
+
+def _sentiment(raw: Mapping[str, Any], place: str) -> list[Message]:
+    """SST-2: a sentence and 0 or 1."""
+    label = _SENTIMENT.get(str(raw["label"]).lower())
+    if label is None:
+        raise DataError(f"{place}: `label` must be 0, 1, negative or positive; got {raw['label']!r}")
+    sentence = _text(raw["sentence"], place, "`sentence`")
+    return [
+        Message(role="user", content=_SENTIMENT_PROMPT.format(sentence.strip())),
+        Message(role="assistant", content=label),
+    ]
+
+
+def _text(value: Any, place: str, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {what} must be text; got {_kind(value)}")
+    if not value.strip():
+        raise DataError(f"{place}: {what} is empty; fill it in or leave the row out")
+    return value
+
+
+def _category(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(str(name) for name, applies in value.items() if applies is True)
+    return value if isinstance(value, str) else ""
+
+
+def _kind(value: Any) -> str:
+    """A value's type in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    return names.get(type(value), "a number")
+
+
+def save_rows(rows: Sequence[Row], path: str | Path) -> Path:
+    """Write rows as JSONL that `load_rows` reads; an interrupted write leaves an old file as it was.
+
+    Args:
+        rows: at least one.
+        path: the file; its folder must exist.
+
+    Raises:
+        DataError: there are no rows, or the file cannot be written.
+    """
+    path = Path(path)
+    if not rows:
+        raise DataError(f"there are no rows to write to {path}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def to_dataset(rows: Sequence[Row]) -> datasets.Dataset:
+    """Rows as a `datasets.Dataset` in TRL's conversational prompt-completion format.
+
+    The columns are `prompt` and `completion` (lists of turns) and nothing else: `Row.source` never reaches a
+    collator.
+
+    Args:
+        rows: at least one, each with an answer.
+
+    Raises:
+        DataError: there are no rows, or one has no answer.
+    """
+    import datasets
+
+    if not rows:
+        raise DataError("a training set needs at least one row; got none")
+    for number, row in enumerate(rows, start=1):
+        if not row.answer:
+            raise DataError(f"row {number} has no answer to train on: {row.question[:60]!r}")
+    return datasets.Dataset.from_dict(
+        {
+            "prompt": [[dict(turn) for turn in row.prompt] for row in rows],
+            "completion": [[dict(row.messages[-1])] for row in rows],
+        }
+    )

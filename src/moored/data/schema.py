@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one row type that everything speaks: a chat whose last turn may be the assistant's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+Source = Literal["benign", "harmful", "alignment"]
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One chat.
+
+    Args:
+        messages: turns, oldest first; the last one is the assistant's if the row has an answer.
+        source: which kind of data the row is. Bookkeeping only: never shown to a model.
+        category: for example one of the 14 BeaverTails categories; "" if none.
+    """
+
+    messages: tuple[Message, ...]
+    source: Source = "benign"
+    category: str = ""
+
+    def __hash__(self) -> int:
+        turns = tuple((message["role"], message["content"]) for message in self.messages)
+        return hash((turns, self.source, self.category))
+
+    @classmethod
+    def of(cls, prompt: str, answer: str = "", *, system: str = "", **fields: Any) -> Row:
+        """A single-turn row; an empty `answer` makes a prompt-only row."""
+        turns = [Message(role="system", content=system)] if system else []
+        turns.append(Message(role="user", content=prompt))
+        if answer:
+            turns.append(Message(role="assistant", content=answer))
+        return cls(messages=tuple(turns), **fields)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the answer."""
+        return self.messages[:-1] if self.answer else self.messages
+
+    @property
+    def answer(self) -> str:
+        """The final assistant turn, "" if there is none."""
+        last = self.messages[-1]
+        return last["content"] if last["role"] == "assistant" else ""
+
+    @property
+    def question(self) -> str:
+        """The last user turn: what prompt-level de-duplication compares, after `normalise`."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+    def record(self) -> dict[str, Any]:
+        """The row as plain JSON."""
+        return {
+            "messages": [dict(m) for m in self.messages],
+            "source": self.source,
+            "category": self.category,
+        }
+
+
+_ENDS = " .,;:!?\"'`\u2018\u2019\u201c\u201d\u2026"
+"""What `normalise` takes off both ends of a prompt."""
+
+
+def normalise(text: str) -> str:
+    """`text` as prompts are compared: NFKC, case-folded, single spaces, no sentence marks or quotes at the ends.
+
+    Other punctuation stays: "3+2" and "3*2" are two prompts, and so are "C" and "C++".
+
+    Args:
+        text: usually `Row.question`.
+    """
+    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return words.strip(_ENDS) or words
+
+
+def overlap(rows: Iterable[Row], other: Iterable[Row]) -> set[str]:
+    """The normalised questions that two sets share; training and evaluation rows must share none.
+
+    Args:
+        rows: one set.
+        other: the other set.
+    """
+    return {normalise(row.question) for row in rows} & {normalise(row.question) for row in other}
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """SHA-256 of rows in their order, over one canonical JSON line each.
+
+    Args:
+        rows: any rows, none too.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.record(), sort_keys=True, ensure_ascii=True).encode() + b"\n")
+    return digest.hexdigest()

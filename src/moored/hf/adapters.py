@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PEFT LoRA adapters on disk: read the factors with their scales, write them back, refuse where B A is not the update.
+
+PEFT itself is not imported: a folder holds all that is needed, and a repair should start in less than a second.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from moored.errors import CheckpointError, NeverSupported, NotYetSupported
+from moored.hf.checkpoint import Weight, finite, local_folder, read_json, weights_of
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Initialisations that leave the base weights as they are, so that s B A is the whole update."""
+_MOVED_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Initialisations that change the base weights: the adapter is relative to weights that are on no disk."""
+_VARIANTS = {
+    "layer_replication": "it repeats layers, so that a module has no single weight",
+    "target_parameters": "it adapts 3-D parameters (mixture of experts), whose experts are interleaved in the file",
+    "lora_bias": "its update has a bias beside B A",
+    "use_qalora": "its input is pooled before A",
+    "use_bdlora": "its factors are block-diagonal",
+    "kasa_config": "it changes the base weights and puts singular values between B and A",
+    "monteclora_config": "its factors are random",
+    "arrow_config": "it routes between several adapters",
+}
+_EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterModule:
+    """The factors of one module, not yet read.
+
+    Args:
+        name: full path in the base model, for example "model.layers.0.self_attn.q_proj".
+        a: lora_A, (r, i).
+        b: lora_B, (o, r).
+        scale: s in W + s B A: alpha / r, or alpha / sqrt(r) with rsLoRA.
+    """
+
+    name: str
+    a: Weight
+    b: Weight
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Rank r."""
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(o, i) of the weight that is adapted."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def factors(self) -> tuple[Float[Tensor, "o r"], Float[Tensor, "r i"]]:
+        """B and A as stored.
+
+        Raises:
+            CheckpointError: NaN or infinite values.
+        """
+        return finite(self.b), finite(self.a)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter folder.
+
+    Args:
+        folder: where it is.
+        config: adapter_config.json.
+        modules: by full module path, in file order.
+        untouched: trained tensors that are no LoRA factor of a linear layer: modules_to_save, biases, embeddings.
+    """
+
+    folder: Path
+    config: Mapping[str, Any] = field(repr=False)
+    modules: Mapping[str, AdapterModule] = field(repr=False)
+    untouched: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """Config and weights."""
+        return [self.folder / CONFIG, self.folder / WEIGHTS]
+
+    @property
+    def in_out(self) -> bool:
+        """Whether the base stores its weights as (in, out): `fan_in_fan_out`, GPT-2."""
+        return bool(self.config.get("fan_in_fan_out"))
+
+    @property
+    def base_name(self) -> str:
+        """The model that the adapter says it was trained on."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a model."""
+    return (folder / CONFIG).exists()
+
+
+def read_adapter(where: str | Path) -> Adapter:
+    """Open a PEFT LoRA adapter; tensors are read later, one module at a time.
+
+    Args:
+        where: the folder with adapter_config.json and adapter_model.safetensors, or a hub id.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the factors do not fit each other or the config.
+        NeverSupported: a kind of adapter where B A is not the update.
+        NotYetSupported: a kind of adapter that is not handled.
+    """
+    folder = local_folder(where)
+    config = read_json(folder / CONFIG)
+    _check_kind(config, folder)
+    if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+        raise CheckpointError(f"{folder} holds a pickled adapter_model.bin; load it with PEFT and save it again")
+    weights = weights_of(folder / WEIGHTS)
+    factors, untouched = _sort(weights, folder)
+    modules = {name: _module(name, sides, config) for name, sides in factors.items()}
+    if not modules:
+        raise CheckpointError(f"{folder / WEIGHTS} holds no LoRA factors of linear layers; there is nothing to repair")
+    return Adapter(folder=folder, config=config, modules=modules, untouched=tuple(untouched))
+
+
+def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise NotYetSupported(f"{folder} is a {kind} adapter; only LORA is handled")
+    if config.get("use_dora"):
+        raise NeverSupported(_dora(folder))
+    if config.get("alora_invocation_tokens") is not None:
+        raise NeverSupported(f"{folder} is an activated LoRA: it acts on some tokens only, which no weight can carry")
+    for name, reason in _VARIANTS.items():
+        if config.get(name):
+            raise NotYetSupported(f"{folder} uses `{name}`: {reason}; merge it and repair the merged model instead")
+    init = config.get("init_lora_weights")
+    init = init.lower() if isinstance(init, str) else init
+    if isinstance(init, str) and init.startswith(_MOVED_INITS):
+        raise NotYetSupported(
+            f"{folder} was initialised with {init!r}, which changes the base weights; save it with PEFT's "
+            "`path_initial_model_for_weight_conversion` and repair that adapter"
+        )
+    if init not in _PLAIN_INITS:
+        raise NotYetSupported(f"{folder} was initialised with {init!r}, which is untested")
+
+
+def _dora(folder: Path) -> str:
+    return f"{folder} is a DoRA adapter: its update is not B A but rescales the weights; merge it and repair the model"
+
+
+def _sort(weights: Mapping[str, Weight], folder: Path) -> tuple[dict[str, dict[str, Weight]], list[str]]:
+    """Factors by module and side, and the names of all other tensors."""
+    factors: dict[str, dict[str, Weight]] = {}
+    untouched = []
+    for key, weight in weights.items():
+        if "lora_magnitude_vector" in key:
+            raise NeverSupported(_dora(folder))
+        match = _FACTOR.fullmatch(key)
+        if match and "base_layer" in match["module"].split("."):
+            raise NotYetSupported(f"{key} adapts a bare parameter; only linear layers can be repaired")
+        if match:
+            factors.setdefault(match["module"], {})[match["side"]] = weight
+        elif "lora_" in key and not any(name in key for name in _EMBEDDING_FACTORS):
+            raise NotYetSupported(f"{key} in {folder} is a kind of LoRA tensor that is not handled")
+        else:
+            untouched.append(key)
+    return factors, untouched
+
+
+def _module(name: str, sides: Mapping[str, Weight], config: Mapping[str, Any]) -> AdapterModule:
+    if len(sides) < 2:
+        raise CheckpointError(f"{name} has only lora_{min(sides)}; the adapter file is incomplete")
+    a, b = sides["A"], sides["B"]
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        raise NotYetSupported(f"{name} has factors {b.shape} and {a.shape}; only linear layers can be repaired")
+    rank = _by_pattern(config.get("rank_pattern"), name, config.get("r", 8))
+    if a.shape[0] != b.shape[1] or a.shape[0] != rank:
+        raise CheckpointError(f"{name} has factors {b.shape} and {a.shape}, but the config says rank {rank}")
+    alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+    return AdapterModule(name=name, a=a, b=b, scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _by_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    """PEFT's rule: the first key that, as a regular expression, matches the end of the path after a dot."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default

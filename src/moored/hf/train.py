@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tune a causal model on rows with a plain `Trainer`, defended or not: what studies and the demo run."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import torch
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from moored.data.chat import AnswerCollator, encode
+from moored.data.schema import Row
+from moored.defenses.base import Defense
+from moored.errors import require
+from moored.hf.loaders import DType, load_model, load_tokenizer
+from moored.hf.monitor import DriftMonitor
+from moored.protect import protect
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a stage trains.
+
+    Args:
+        steps: optimizer steps on the stage's own rows; None: by `epochs`. Steps that a defence adds come on top.
+        epochs: passes over the rows, used if `steps` is None.
+        batch: rows per micro-batch.
+        accumulate: micro-batches per optimizer step.
+        lr: peak learning rate.
+        rank: LoRA rank; ignored if `full`.
+        alpha: LoRA alpha.
+        dropout: LoRA dropout, 0-1.
+        targets: LoRA target modules, "all-linear" or names.
+        max_length: tokens kept per row.
+        schedule: of the learning rate.
+        warmup: share of the steps, 0-1.
+        seed: of weights, order and dropout.
+        full: train all weights instead of an adapter.
+        dtype: "bfloat16" keeps frozen weights and computes in bf16, trained weights stay in fp32.
+        save_every: optimizer steps between checkpoints; 0: none.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 2e-4
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    max_length: int = 256
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.0
+    seed: int = 0
+    full: bool = False
+    dtype: DType = "bfloat16"
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "rank", "alpha", "max_length"):
+            require(getattr(self, name) >= 1, "Training", name, ">= 1", getattr(self, name))
+        for name in ("dropout", "warmup"):
+            require(0 <= getattr(self, name) < 1, "Training", name, "in [0, 1)", getattr(self, name))
+        require(self.lr > 0, "Training", "lr", "> 0", self.lr)
+        require(self.save_every >= 0, "Training", "save_every", ">= 0", self.save_every)
+        chosen = self.steps or self.epochs
+        require(bool(chosen and chosen > 0), "Training", "steps", "> 0 (or give epochs > 0)", self.steps)
+
+    def passes(self, rows: int) -> float:
+        """Passes over so many rows."""
+        steps_per_pass = -(-(-(-rows // self.batch)) // self.accumulate)
+        return self.steps / steps_per_pass if self.steps else float(self.epochs or 0)
+
+
+@dataclass(kw_only=True)
+class TrainingReport:
+    """What a training stage did.
+
+    Args:
+        seconds: wall time of training, loading left out.
+        steps: optimizer steps, those that a defence added included.
+        passes_per_step: forward passes with gradient per optimizer step and micro-batch, counted.
+        peak_bytes: peak memory of the process.
+        rows: rows given.
+        trainable: trainable weights.
+        fired: what each defence did (`trainer.moored_report`).
+        log: the trainer's log lines.
+        drift: measurements of `DriftMonitor`.
+    """
+
+    seconds: float
+    steps: int
+    passes_per_step: float
+    peak_bytes: int
+    rows: int
+    trainable: int
+    fired: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, float]] = field(default_factory=list)
+    drift: list[dict[str, float]] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+
+def fine_tune(
+    model: str | Path,
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    training: Training,
+    defenses: Sequence[Defense] = (),
+    roles: Mapping[str, Sequence[Row]] | None = None,
+    probe: Sequence[Row] = (),
+    merge: bool = False,
+    progress: Progress | None = None,
+) -> TrainingReport:
+    """Train on `rows` and save to `out`: a PEFT adapter, or with `merge` (and with `training.full`) a whole model.
+
+    Checkpoints inside `out` are resumed from, so a killed stage goes on where it was.
+
+    Args:
+        model: where the weights are; see `resolve_model`.
+        rows: chats with answers.
+        out: folder for the result.
+        training: how.
+        defenses: see `protect`.
+        roles: data for the defences.
+        probe: rows on which the drift of hidden embeddings is watched.
+        merge: add the adapter to fp32 weights and save the model with its tokenizer.
+        progress: called with (steps done, steps in all, a few words: the last loss).
+    """
+    tokenizer = load_tokenizer(model)
+    torch.manual_seed(training.seed)
+    trained = _trainable(model, training)
+    monitor = DriftMonitor(list(probe), tokenizer, every=5, max_length=training.max_length) if probe else None
+    follower = _Follower(progress)
+    trainer = _trainer(trained, tokenizer, rows, out, training, [c for c in (monitor, follower) if c])
+    if defenses:
+        given = {name: list(data) for name, data in (roles or {}).items()}
+        trainer = protect(trainer, *defenses, **{n: d for n, d in given.items() if _reads(defenses, n)})
+    forwards = _Forwards(trainer.model)
+    begin = time.perf_counter()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(out) if out.is_dir() else None)
+    seconds = time.perf_counter() - begin
+    forwards.stop()
+    steps = trainer.state.global_step
+    report = TrainingReport(
+        seconds=seconds,
+        steps=steps,
+        passes_per_step=forwards.count / max(1, follower.micro_batches),
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        rows=len(rows),
+        trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        fired=getattr(trainer, "moored_report", {}),
+        log=[dict(line) for line in trainer.state.log_history],
+        drift=monitor.history if monitor else [],
+    )
+    _save(trainer.model, tokenizer, model, out, merge=merge, full=training.full)
+    return report
+
+
+def _reads(defenses: Sequence[Defense], role: str) -> bool:
+    return any(role in d.info.needs for d in defenses)
+
+
+def _trainable(where: str | Path, training: Training) -> nn.Module:
+    """The model to train: frozen weights in `dtype` with an fp32 adapter, or all weights in fp32."""
+    if training.full:
+        return load_model(where, dtype="float32")
+    from peft import LoraConfig, get_peft_model
+
+    targets = training.targets if isinstance(training.targets, str) else list(training.targets)
+    config = LoraConfig(
+        r=training.rank,
+        lora_alpha=training.alpha,
+        lora_dropout=training.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(load_model(where, dtype=training.dtype), config)
+
+
+def _trainer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    out: Path,
+    training: Training,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    args = TrainingArguments(
+        output_dir=str(out),
+        num_train_epochs=training.passes(len(rows)),
+        per_device_train_batch_size=training.batch,
+        gradient_accumulation_steps=training.accumulate,
+        learning_rate=training.lr,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup,
+        seed=training.seed,
+        bf16=training.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=5,
+        save_strategy="steps" if training.save_every else "no",
+        save_steps=training.save_every or 500,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    data = datasets.Dataset.from_list([encode(tokenizer, row, max_length=training.max_length) for row in rows])
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        processing_class=tokenizer,
+        data_collator=AnswerCollator(tokenizer.pad_token_id),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _save(
+    model: Any, tokenizer: PreTrainedTokenizerBase, start: str | Path, out: Path, *, merge: bool, full: bool
+) -> None:
+    """Write the result; a merge is done on fp32 weights, whatever the run computed in."""
+    if full:
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    elif merge:
+        from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+
+        state = get_peft_model_state_dict(model)
+        from peft import get_peft_model
+
+        exact = get_peft_model(load_model(start, dtype="float32"), model.peft_config["default"])
+        set_peft_model_state_dict(exact, state)
+        exact.merge_and_unload().save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    else:
+        model.save_pretrained(out)
+
+
+class _Follower(TrainerCallback):
+    """Counts micro-batches and passes the trainer's progress on."""
+
+    def __init__(self, progress: Progress | None):
+        self.progress, self.loss, self.micro_batches = progress, float("nan"), 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Keep the last loss."""
+        self.loss = logs.get("loss", self.loss)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A micro-batch that did not end its optimizer step."""
+        self.micro_batches += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A micro-batch that did."""
+        self.micro_batches += 1
+        if self.progress:
+            self.progress(state.global_step, state.max_steps, f"loss {self.loss:.3f}")
+
+
+class _Forwards:
+    """Counts forward passes that build a graph."""
+
+    def __init__(self, model: nn.Module):
+        self.count = 0
+        self.hook = model.register_forward_pre_hook(self._see)
+
+    def _see(self, *_: Any) -> None:
+        self.count += torch.is_grad_enabled()
+
+    def stop(self) -> None:
+        """Remove the hook."""
+        self.hook.remove()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts to one number with an interval. Empty input raises: a safety number is never a default."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from moored.judges.base import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A measured share.
+
+    Args:
+        value: the point estimate, in `unit`.
+        low: lower end of the 95 % interval.
+        high: upper end of the 95 % interval.
+        n: judged answers that it rests on.
+        unjudged: answers left out because the judge gave NaN.
+        unit: "%" for everything in this package: 0-100.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unjudged: int = 0
+    unit: str = "%"
+
+    def __str__(self) -> str:
+        """For example `93.8 % [85.0, 97.5] n=64`."""
+        return f"{self.value:.1f} {self.unit} [{self.low:.1f}, {self.high:.1f}] n={self.n}"
+
+    def record(self) -> dict[str, Any]:
+        """The estimate as plain JSON."""
+        return asdict(self)
+
+
+class Metric(ABC):
+    """Base of metrics. Subclasses are frozen dataclasses.
+
+    Attributes:
+        name: the name in the catalogue.
+        title: the column heading in tables.
+        needs: the property that the verdicts must measure (`Judge.judges`).
+        better: "lower" or "higher".
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    needs: ClassVar[str]
+    better: ClassVar[str]
+
+    @abstractmethod
+    def estimate(self, verdicts: Sequence[Verdict]) -> Estimate:
+        """The estimate.
+
+        Raises:
+            JudgeError: no verdict was given, or all are NaN.
+        """
+
+
+BASE = Metric

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of repairs: score every layer, decide once over all of them, edit the ones chosen.
+
+A repair sees one `Layer` at a time and never a model. It changes nothing it is given; the engine
+(`moored.repairs.engine.repair`) reads, streams, writes and reports.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from moored.errors import require
+from moored.hf.checkpoint import Weight
+from moored.method import MethodInfo, Need
+from moored.ops.lowrank import product_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What tuning added to one weight: `scale * b @ a`, or `scale * b` where there is no `a`.
+
+    Args:
+        b: lora_B, or a dense update.
+        a: lora_A; None for a dense update.
+        scale: s, the adapter's alpha / r.
+    """
+
+    b: Float[Tensor, "o r"]
+    a: Float[Tensor, "r i"] | None = None
+    scale: float = 1.0
+
+    def norm(self) -> float:
+        """The Frobenius norm of the update."""
+        return abs(self.scale) * product_norm(self.b, self.a)
+
+    def times(self, factor: float) -> Delta:
+        """The update scaled by `factor`; A stays, so that its rank and its file layout do."""
+        return replace(self, b=self.b * factor)
+
+    def dense(self) -> Float[Tensor, "o i"]:
+        """The update as a matrix, in the wider type of its factors."""
+        return self.scale * (self.b if self.a is None else self.b @ self.a)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One tuned weight.
+
+    Args:
+        module: full path in the model, for example "model.layers.0.self_attn.q_proj".
+        delta: the update tuned - aligned.
+        aligned: the aligned model's weight, unread; None if that model was not given.
+        base: the weight before alignment, unread; None if not given.
+    """
+
+    module: str
+    delta: Delta
+    aligned: Weight | None = None
+    base: Weight | None = None
+
+    def nbytes(self, *, models: bool) -> int:
+        """The size of the update's factors, and of the two models' weights if `models`."""
+        factors = [t.nbytes for t in (self.delta.b, self.delta.a) if t is not None]
+        return sum(factors) + sum(w.nbytes for w in (self.aligned, self.base) if models and w is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerScore:
+    """What pass 1 found out about a layer; None stands for "not measured" or "not defined".
+
+    Args:
+        module: of the layer.
+        norm: ||delta||.
+        cosine: angle between the update and its projection, 0-1.
+        null_cosine: the same angle for a random update.
+        signed: cosine between update and safety vector, -1..1; negative undoes the alignment.
+        safety_norm: ||aligned - base||.
+        candidate: the edited update, if scoring computed it anyway and it is small.
+    """
+
+    module: str
+    norm: float
+    cosine: float | None = None
+    null_cosine: float | None = None
+    signed: float | None = None
+    safety_norm: float | None = None
+    candidate: Delta | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, layer: Layer) -> LayerScore:
+        """The size of the update and nothing else."""
+        return cls(module=layer.module, norm=layer.delta.norm())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair(ABC):
+    """Base of repairs: frozen configurations.
+
+    Attributes:
+        info: the published method. `info.needs` are the roles (`Need.ALIGNED`, `Need.BASE`) without which `repair`
+            refuses to start; a full checkpoint needs `aligned` with any method, because its update is tuned - aligned.
+        keeps_rank: an adapter stays an adapter of the same rank.
+        every_tensor: on a full checkpoint, edits norms, biases and embeddings too, not only linear layers.
+    """
+
+    info: ClassVar[MethodInfo]
+    keeps_rank: ClassVar[bool] = True
+    every_tensor: ClassVar[bool] = False
+
+    def needs(self) -> frozenset[Need]:
+        """Roles that this configuration cannot work without."""
+        return self.info.needs
+
+    def parameters(self) -> dict[str, Any]:
+        """The configuration as plain JSON, defaults resolved."""
+        return asdict(self)
+
+    def score(self, layer: Layer) -> LayerScore:
+        """Pass 1: look at one layer."""
+        return LayerScore.of(layer)
+
+    @abstractmethod
+    def select(self, scores: Sequence[LayerScore]) -> set[str]:
+        """The global decision: names of the modules to edit."""
+
+    @abstractmethod
+    def edit(self, layer: Layer, score: LayerScore) -> Delta:
+        """Pass 2: the new update of a selected layer."""
+
+
+def check_choice(method: str, *, k: int | None, fraction: float | None, **others: object) -> None:
+    """Validate the ways of saying which modules: at most one is given, in range.
+
+    Raises:
+        ConfigError: two are given, `k` < 0, or `fraction` outside 0-1.
+    """
+    given = [n for n, value in {"k": k, "fraction": fraction, **others}.items() if value is not None]
+    require(len(given) < 2, method, " and ".join(given), "one at a time", "both")
+    if k is not None:
+        require(k >= 0, method, "k", ">= 0", k)
+    if fraction is not None:
+        require(0 <= fraction <= 1, method, "fraction", "in 0-1", fraction)
+
+
+def first(
+    scores: Sequence[LayerScore], values: Sequence[float], method: str, *, k: int | None, fraction: float | None
+) -> set[str]:
+    """The modules with the smallest values; ties go by name, so that the order of files never matters.
+
+    Args:
+        scores: the layers to choose from.
+        values: one per layer.
+        method: for the error.
+        k: how many, or
+        fraction: which part of them, rounded to the nearest whole number.
+
+    Raises:
+        ConfigError: `k` is more than there are.
+    """
+    if k is not None:
+        require(k <= len(scores), method, "k", f"at most the {len(scores)} modules that can be edited", k)
+    count = k if k is not None else int((fraction or 0.0) * len(scores) + 0.5)
+    ranked = sorted(zip(values, (s.module for s in scores), strict=True))
+    return {module for _, module in ranked[:count]}
+
+
+BASE = Repair

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to its stages. What can be wrong with a recipe is found here, before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from moored.attacks.base import Attack
+from moored.attacks.harmful_mix import fingerprint
+from moored.catalogue import Noun, find, make
+from moored.data.load import load_rows
+from moored.data.schema import Row, overlap
+from moored.data.schema import Source as RowSource
+from moored.defenses.base import Defense
+from moored.errors import ConfigError, DataError, MooredError, NeedsError
+from moored.hf.loaders import resolve_model
+from moored.hf.train import Training
+from moored.method import Need
+from moored.study.grid import Arm, spread
+from moored.study.recipe import Align, Finetune, Line, Method, Recipe, TrainingSpec
+from moored.study.recipe import Attack as AttackSpec
+from moored.study.stages import (
+    AlignStage,
+    AttackStage,
+    EvaluateStage,
+    FinetuneStage,
+    RepairStage,
+    Source,
+    Stage,
+    Subject,
+)
+from moored.tasks.base import Task
+
+MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
+"""Files that decide what a model folder answers."""
+
+Sha256 = Callable[[Path], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """The stages of one row of the table.
+
+    Args:
+        name: unique in the study.
+        title: row heading.
+        stages: those that make the model, in order; none for the model as shipped.
+        evaluations: one per task.
+        arm: the recipe's arm at its point; None for a reference row.
+        note: one remark.
+    """
+
+    name: str
+    title: str
+    stages: tuple[Stage, ...]
+    evaluations: tuple[EvaluateStage, ...]
+    arm: Arm | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that a study will do.
+
+    Args:
+        chains: rows of the table, references first.
+        source: the first model.
+        inputs: hashes of data and models by name.
+    """
+
+    chains: tuple[Chain, ...]
+    source: Source
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every stage once, parents first, each model's evaluations right after it."""
+        ordered: dict[str, Stage] = {}
+        for chain in self.chains:
+            for stage in (*chain.stages, *chain.evaluations):
+                ordered.setdefault(stage.key, stage)
+        return list(ordered.values())
+
+    def rows(self) -> dict[str, str]:
+        """The title of the first row of the table that needs a stage, by the stage's key."""
+        titles: dict[str, str] = {}
+        for chain in self.chains:
+            for stage in (*chain.stages, *chain.evaluations):
+                titles.setdefault(stage.key, chain.title)
+        return titles
+
+
+def plan(recipe: Recipe, sha256: Sha256 | None = None) -> Plan:
+    """The stages of a recipe, every method built and all data read.
+
+    Args:
+        recipe: what to do.
+        sha256: hashes a file; a store remembers them.
+
+    Raises:
+        ConfigError: an unknown method or parameter, a value out of range, a model folder that does not exist.
+        DataError: data that is missing or malformed, or a test prompt that is also trained on.
+        NeedsError: a method lacks data or a model that it needs.
+    """
+    return _Planner(recipe, sha256 or sha256_of).plan()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Planner:
+    """Builds chains and reads each data set and model once."""
+
+    def __init__(self, recipe: Recipe, sha256: Sha256):
+        self.recipe, self.sha256 = recipe, sha256
+        self.data: dict[tuple[str, str], list[Row]] = {}
+        self.sources: dict[str, Source] = {}
+        self.uploads: dict[str, Sequence[Row]] = {}
+
+    def plan(self) -> Plan:
+        arms = [self._chain(arm) for arm in spread(self.recipe)]
+        chains = (*self._references(arms), *arms)
+        inputs = {f"model {source.where}": source.identity for source in self.sources.values()}
+        for (where, _), rows in self.data.items():
+            inputs[f"data {Path(where).name}"] = fingerprint(rows)
+        return Plan(chains=chains, source=next(iter(self.sources.values())), inputs=inputs)
+
+    def _chain(self, arm: Arm) -> Chain:
+        try:
+            made = self._stages(arm.line)
+            subject: Subject = made[-1] if made else self._source(arm.line.model)
+            tasks = self._tasks(arm.line, made, subject)
+        except MooredError as error:
+            raise type(error)(f"arm {arm.arm!r}: {error}") from error
+        return Chain(
+            name=arm.name,
+            title=arm.title,
+            note=arm.note,
+            arm=arm,
+            stages=_with_attack(made),
+            evaluations=tasks,
+        )
+
+    def _stages(self, line: Line) -> list[Any]:
+        """The stages that make models, in order; the attack hangs on the fine-tuning."""
+        start: Source | AlignStage = self._source(line.model)
+        stages: list[Any] = []
+        if line.align is not None:
+            start = self._align(line, line.align)
+            stages.append(start)
+        if line.finetune is not None and line.attack is not None:
+            stages.append(self._finetune(line, line.finetune, line.attack, start))
+        for method in line.repairs:
+            stages.append(self._repair(line, method, stages[-1]))
+        return stages
+
+    def _align(self, line: Line, spec: Align) -> AlignStage:
+        rows = tuple(row for data in spec.data for row in self._rows(data, "alignment", line.seed))
+        _answered(rows, "align.data")
+        defenses = _built("defenses", spec.defenses)
+        roles = self._roles("align", spec.roles, defenses, line.seed, {Need.ALIGNMENT.value: rows})
+        return AlignStage(
+            source=self._source(line.model),
+            rows=rows,
+            training=_training(spec.training, line.seed),
+            defenses=defenses,
+            roles=roles,
+        )
+
+    def _finetune(self, line: Line, spec: Finetune, attack: AttackSpec, start: Source | AlignStage) -> FinetuneStage:
+        defenses = _built("defenses", spec.defenses)
+        return FinetuneStage(
+            start=start,
+            upload=self._attack(line, attack),
+            training=_training(spec.training, line.seed),
+            defenses=defenses,
+            roles=self._roles("finetune", spec.roles, defenses, line.seed, {}),
+            probe=tuple(self._rows(spec.probe, "alignment", line.seed)) if spec.probe else (),
+        )
+
+    def _attack(self, line: Line, spec: AttackSpec) -> AttackStage:
+        method = spec.method
+        cls = find("attacks", method.name)
+        seeded = any(f.name == "seed" for f in fields(cls))
+        parameters = ({"seed": line.seed} if seeded else {}) | method.parameters
+        attack: Attack = make("attacks", method.name, **parameters)
+        benign = tuple(self._rows(spec.benign, "benign", line.seed))
+        harmful = tuple(self._rows(spec.harmful, "harmful", line.seed))
+        return AttackStage(method=attack, benign=benign, harmful=harmful)
+
+    def _repair(self, line: Line, method: Method, tuned: FinetuneStage | RepairStage) -> RepairStage:
+        (repair,) = _built("repairs", [method])
+        needs = repair.needs()
+        base = line.base if line.base is not None else (line.model if line.align is not None else None)
+        if Need.BASE in needs and base is None:
+            raise NeedsError(
+                f"{type(repair).__name__} needs the model before alignment; "
+                "add `base: <folder or hub id>` to the recipe"
+            )
+        if unmet := needs - {Need.BASE, Need.ALIGNED}:
+            raise NeedsError(f"{type(repair).__name__} needs `{min(unmet)}` data, which recipes cannot give to repairs")
+        return RepairStage(tuned=tuned, method=repair, base=self._source(base) if base else None)
+
+    def _tasks(self, line: Line, made: Sequence[Any], subject: Subject) -> tuple[EvaluateStage, ...]:
+        stages = []
+        for name, parameters in line.tasks.items():
+            task: Task = make("tasks", name, **parameters)
+            rows = tuple(task.rows())
+            self._held_out(task, rows, made)
+            stages.append(EvaluateStage(subject=subject, task=task, rows=rows))
+        return tuple(stages)
+
+    def _held_out(self, task: Task, rows: Sequence[Row], made: Sequence[Any]) -> None:
+        """Refuse a task whose prompts are trained on."""
+        for what, trained in self._trained_on(made):
+            if shared := overlap(rows, trained):
+                raise DataError(
+                    f"{len(shared)} prompts of task `{task.name}` are also in `{what}` (for example "
+                    f"{min(shared)[:60]!r}); measure on prompts that are not trained on"
+                )
+
+    def _trained_on(self, made: Sequence[Any]) -> Iterator[tuple[str, Sequence[Row]]]:
+        """Every set of rows that the stages train on, with its place in the recipe."""
+        for stage in made:
+            if isinstance(stage, AlignStage):
+                yield "align.data", stage.rows
+            if isinstance(stage, FinetuneStage):
+                yield "attack", self._upload(stage.upload)
+            if isinstance(stage, AlignStage | FinetuneStage):
+                for role, rows in stage.roles.items():
+                    yield f"{stage.kind}.roles.{role}", rows
+
+    def _upload(self, attack: AttackStage) -> Sequence[Row]:
+        """The rows that an attack will write; making them here finds out early whether it can."""
+        if attack.key not in self.uploads:
+            self.uploads[attack.key] = attack.method.poison(attack.benign, attack.harmful).rows
+        return self.uploads[attack.key]
+
+    def _roles(
+        self,
+        where: str,
+        given: Mapping[str, Any],
+        defenses: Sequence[Defense],
+        seed: int,
+        own: Mapping[str, tuple[Row, ...]],
+    ) -> dict[str, tuple[Row, ...]]:
+        """The data that the defences need, by role; what none needs is not read."""
+        roles: dict[str, tuple[Row, ...]] = {}
+        for defense in defenses:
+            for need in sorted(defense.needs()):
+                if need in given:
+                    source: RowSource = "harmful" if need == Need.HARMFUL else "alignment"
+                    roles[need] = tuple(self._rows(given[need], source, seed))
+                    _answered(roles[need], f"{where}.roles.{need}")
+                elif need in own:
+                    roles[need] = own[need]
+                else:
+                    raise NeedsError(
+                        f"{type(defense).__name__} needs `{need}` data; add `roles: {{{need}: <data>}}` to `{where}`"
+                    )
+        return roles
+
+    def _rows(self, spec: Any, source: RowSource, seed: int) -> list[Row]:
+        """The rows of a data set, or a seeded draw of `limit` of them."""
+        if (spec.data, source) not in self.data:
+            self.data[spec.data, source] = load_rows(spec.data, source=source)
+        rows = self.data[spec.data, source]
+        if spec.limit is None:
+            return rows
+        if spec.limit > len(rows):
+            raise ConfigError(f"`limit` of {spec.data} must be at most its {len(rows)} rows; got {spec.limit}")
+        return random.Random(f"{spec.data} {seed}").sample(rows, spec.limit)
+
+    def _source(self, where: str) -> Source:
+        if where not in self.sources:
+            resolved = resolve_model(where)
+            self.sources[where] = Source(where=where, resolved=resolved, identity=self._identity(resolved))
+        return self.sources[where]
+
+    def _identity(self, resolved: str) -> str:
+        folder = Path(resolved)
+        if not folder.is_dir():
+            return resolved
+        files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
+        listing = "".join(f"{path.name} {self.sha256(path)}\n" for path in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def _references(self, arms: Sequence[Chain]) -> Iterator[Chain]:
+        """The models before the user's data: as shipped, and each aligned start."""
+        shipped: dict[str, str] = {}
+        aligned: dict[str, Chain] = {}
+        for chain in arms:
+            assert chain.arm is not None
+            line = chain.arm.line
+            if line.model not in shipped:
+                name = "shipped" if not shipped else f"shipped@{Path(line.model).name}"
+                shipped[line.model] = name
+                yield Chain(
+                    name=name,
+                    title="Model as shipped" if name == "shipped" else f"{Path(line.model).name} as shipped",
+                    stages=(),
+                    evaluations=self._tasks(line, (), self._source(line.model)),
+                )
+        for chain in arms:
+            start = next((stage for stage in chain.stages if isinstance(stage, AlignStage)), None)
+            if start is not None and start.key not in aligned:
+                aligned[start.key] = self._aligned(chain, start, first=not aligned)
+        yield from aligned.values()
+
+    def _aligned(self, chain: Chain, start: AlignStage, *, first: bool) -> Chain:
+        assert chain.arm is not None
+        methods = " + ".join(type(defense).__name__ for defense in start.defenses)
+        return Chain(
+            name="aligned" if first else f"aligned@{chain.name}",
+            title=f"Aligned start ({methods})" if methods else "Aligned start",
+            stages=(start,),
+            evaluations=self._tasks(chain.arm.line, (start,), start),
+        )
+
+
+def _built(noun: Noun, methods: Sequence[Method]) -> tuple[Any, ...]:
+    return tuple(make(noun, method.name, **method.parameters) for method in methods)
+
+
+def _training(spec: TrainingSpec, seed: int) -> Training:
+    return Training(**spec.model_dump(), seed=seed)
+
+
+def _with_attack(made: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages with each attack in front of the fine-tuning that reads it."""
+    return tuple(
+        part for stage in made for part in ((stage.upload, stage) if isinstance(stage, FinetuneStage) else (stage,))
+    )
+
+
+def _answered(rows: Sequence[Row], where: str) -> None:
+    for number, row in enumerate(rows, start=1):
+        if not row.answer:
+            raise DataError(f"row {number} of `{where}` has no answer to train on: {row.question[:60]!r}")

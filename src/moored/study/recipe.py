@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: a whole study in one YAML file, checked before anything runs.
+
+::
+
+    Recipe ── a line       model → align → attack → finetune → repairs, and the tasks that judge the end of it
+           ── arms         named changes to that line (merge patches, RFC 7396: null removes a key)
+           ── grid         values for any field, by dotted path; every arm runs at every point
+           ── profiles     named changes to the whole recipe, for example `tiny`
+           ── expect       promises made beforehand, reported as met or missed
+           ── reported     published numbers to stand beside the measured ones
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationError,
+    model_validator,
+)
+
+from moored.errors import ConfigError, unknown
+from moored.report.record import Expectation, Reported
+from moored.study.patch import assign, merge
+from moored.study.text import parse_value, read_mapping
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Part(BaseModel):
+    """Base of every part of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Data(Part):
+    """Rows by address."""
+
+    data: str = Field(min_length=1, description="`synthetic:<set>`, a .jsonl/.json/.csv file, or a hub id")
+    limit: int | None = Field(default=None, ge=1, description="rows to draw, seeded by `seed`; null = all")
+
+
+def _address(value: Any) -> Any:
+    return {"data": value} if isinstance(value, str) else value
+
+
+Data = Annotated[_Data, BeforeValidator(_address, json_schema_input_type=str | _Data)]
+"""Rows by address: a string, or `{data: ..., limit: ...}`."""
+
+
+def _nothing(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Named = dict[str, Annotated[dict[str, Any], BeforeValidator(_nothing, json_schema_input_type=dict[str, Any] | None)]]
+"""Mappings by name; `name:` with nothing behind it is an empty one."""
+
+
+class Method(RootModel[dict[str, dict[str, Any]]]):
+    """A method by name with its own parameters: `lisa`, or `lisa: {rho: 1.0}`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_out(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {value: {}}
+        if isinstance(value, dict):
+            if len(value) != 1:
+                raise ValueError(f"one method per entry, for example `- lisa: {{rho: 1.0}}`; got {', '.join(value)}")
+            return {name: {} if parameters is None else parameters for name, parameters in value.items()}
+        return value
+
+    @property
+    def name(self) -> str:
+        """The method's name in its catalogue."""
+        return next(iter(self.root))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The method's own parameters."""
+        return self.root[self.name]
+
+
+class TrainingSpec(Part):
+    """How one training run goes; the fields of `moored.hf.train.Training` but for the seed."""
+
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; give `steps` or `epochs`")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the rows; give `steps` or `epochs`")
+    batch: int = Field(default=8, ge=1, description="rows per micro-batch")
+    accumulate: int = Field(default=1, ge=1, description="micro-batches per optimizer step")
+    lr: float = Field(default=2e-4, gt=0, description="peak learning rate of AdamW")
+    rank: int = Field(default=8, ge=1, description="LoRA rank r")
+    alpha: int = Field(default=16, ge=1, description="LoRA alpha; the update is scaled by alpha / r")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout, 0-1")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="modules that LoRA is put on"
+    )
+    max_length: int = Field(default=256, ge=8, description="longest row [tokens]; longer ones are cut")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="of the learning rate")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with a rising learning rate, 0-1")
+    full: bool = Field(default=False, description="train all weights instead of a LoRA adapter")
+    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="compute precision")
+    save_every: int = Field(default=0, ge=0, description="steps between checkpoints for resume; 0 = none")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSpec:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"exactly one of `steps` and `epochs`; got steps={self.steps}, epochs={self.epochs}")
+        return self
+
+
+class Align(Part):
+    """The provider's safety alignment, merged into the weights."""
+
+    data: tuple[Data, ...] = Field(min_length=1, description="training rows; alignment data and, say, a task's")
+    training: TrainingSpec
+    defenses: tuple[Method, ...] = Field(default=(), description="alignment-stage methods")
+    roles: dict[str, Data] = Field(default={}, description="further data that the defences need, by role")
+
+
+class Attack(Part):
+    """The user's upload: benign rows, harmful rows, and the attack that mixes them as a key of its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+    benign: Data
+    harmful: Data
+
+    @model_validator(mode="after")
+    def _one_method(self) -> Attack:
+        named = list(self.__pydantic_extra__)
+        if len(named) != 1:
+            raise ValueError(
+                "exactly one attack beside `benign` and `harmful`, for example "
+                f"`harmful_mix: {{n: 480, ratio: 0.1}}`; got {', '.join(named) or 'none'}"
+            )
+        return self
+
+    @property
+    def method(self) -> Method:
+        """The attack and its parameters."""
+        return Method(dict(self.__pydantic_extra__))
+
+
+class Finetune(Part):
+    """The user's fine-tuning on the upload."""
+
+    training: TrainingSpec
+    defenses: tuple[Method, ...] = Field(default=(), description="fine-tuning-stage methods")
+    roles: dict[str, Data] = Field(default={}, description="data that the defences need, by role")
+    probe: Data | None = Field(default=None, description="rows on which hidden-embedding drift is watched; null = none")
+
+
+class Line(Part):
+    """One way through the study: from a model to the judged end."""
+
+    seed: int = Field(default=0, ge=0, description="of data draws, attack and training; evaluation rows stay")
+    model: str = Field(min_length=1, description="`smollm2`, `tiny[:<arch>]`, a folder, or a hub id")
+    base: str | None = Field(
+        default=None, description="the model before alignment; needed by repairs when `align` is left out"
+    )
+    align: Align | None = Field(default=None, description="null = `model` is aligned already")
+    attack: Attack | None = Field(default=None, description="needed by `finetune`")
+    finetune: Finetune | None = Field(default=None, description="null = judge the aligned model")
+    repairs: tuple[Method, ...] = Field(default=(), description="post-fine-tuning methods, in order")
+    tasks: Named = Field(min_length=1, description="tasks and their parameters")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Line:
+        if (self.attack is None) != (self.finetune is None):
+            missing = "attack" if self.attack is None else "finetune"
+            raise ValueError(f"`attack` and `finetune` go together; `{missing}` is missing")
+        if self.repairs and self.finetune is None:
+            raise ValueError("`repairs` need `finetune`: there is nothing to repair")
+        return self
+
+
+class Recipe(Line):
+    """A whole study. `Recipe.load` reads a file; `study.grid` spreads `arms` and `grid` into lines."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="file-name stem of the results")
+    title: str = Field(default="", description="heading of the report")
+    arms: Named = Field(
+        default={"run": {}},
+        min_length=1,
+        description="changes to the line by arm; `title` and `note` describe it",
+    )
+    grid: dict[str, tuple[Any, ...]] = Field(default={}, description="values by dotted path")
+    profiles: Named = Field(default={}, description="changes to the recipe by profile")
+    expect: tuple[Expectation, ...] = Field(
+        default=(), description="promises by arm; `shipped` and `aligned` name the reference rows"
+    )
+    reported: tuple[Reported, ...] = Field(default=(), description="published numbers, with their source")
+
+    @classmethod
+    def load(cls, where: str | Path, *, sets: Sequence[str] = (), profile: str | None = None) -> Recipe:
+        """Read a recipe.
+
+        Args:
+            where: a YAML file, or the name of a packaged recipe such as `demo`.
+            sets: changes such as `finetune.training.lr=1e-4`, values in YAML, applied after the profile.
+            profile: one of the recipe's `profiles`.
+
+        Raises:
+            ConfigError: no such file, not YAML (names the line), or a wrong key (lists the nearest names).
+        """
+        return cls.parse(read_mapping(_located(where)), sets=sets, profile=profile, what=str(where))
+
+    @classmethod
+    def parse(
+        cls,
+        tree: Mapping[str, Any],
+        *,
+        sets: Sequence[str] = (),
+        profile: str | None = None,
+        what: str = "recipe",
+    ) -> Recipe:
+        """The recipe in plain values; see `load`."""
+        recipe = validated(cls, tree, what)
+        if profile is not None:
+            if profile not in recipe.profiles:
+                raise unknown("profile", profile, recipe.profiles or ["(none)"])
+            tree = merge(tree, recipe.profiles[profile])
+        for text in sets:
+            path, value = _setting(text)
+            tree = assign(tree, path, value, open_keys=open_keys(recipe.arms))
+        return validated(cls, tree, what)
+
+    def line(self) -> dict[str, Any]:
+        """The part of the recipe that arms change, as plain values without defaults."""
+        tree = self.model_dump(mode="json", exclude_unset=True)
+        return {key: tree[key] for key in Line.model_fields if key in tree}
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as plain JSON, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+def validated(model: type[M], tree: Mapping[str, Any], what: str) -> M:
+    """`tree` as a `model`.
+
+    Raises:
+        ConfigError: the first thing that is wrong, in one sentence; an unknown key lists the nearest.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{what}: {_complaint(model, error)}") from error
+
+
+def packaged() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(resources.files("moored") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def open_keys(arms: Mapping[str, Any] = {}) -> dict[str, list[str]]:
+    """Keys of every mapping with a fixed set of them, by dotted path; `arms` adds those of their lines."""
+    keys = dict(_keys(Recipe, ""))
+    for arm in arms:
+        keys |= dict(_keys(Line, f"arms.{arm}"))
+        keys[f"arms.{arm}"] += ["title", "note"]
+    return keys
+
+
+def _keys(model: type[BaseModel], path: str) -> Iterator[tuple[str, list[str]]]:
+    """The keys of a model and of the models in it; an attack's method is a free key, so it is left out."""
+    if model is not Attack:
+        yield path, list(model.model_fields)
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None and inner is not _Data and not issubclass(inner, RootModel):
+            yield from _keys(inner, f"{path}.{name}" if path else name)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds directly (possibly or None), else None."""
+    options = [annotation, *(get_args(annotation) if type(None) in get_args(annotation) else ())]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _located(where: str | Path) -> Path:
+    path = Path(where)
+    known = packaged()
+    if path.is_file() or str(where) not in known:
+        if not path.is_file() and path.suffix not in (".yaml", ".yml"):
+            raise unknown("recipe", str(where), known or ["(a YAML file)"])
+        return path
+    return known[str(where)]
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set {text!r} must look like `finetune.training.lr=1e-4`")
+    return path.strip(), parse_value(value, f"--set {text}")
+
+
+def _complaint(model: type[BaseModel], error: ValidationError) -> str:
+    """The first complaint as a sentence; a misspelt key before the key that it should have been."""
+    first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    loc = [part for part in first["loc"] if isinstance(part, str | int)]
+    where = ".".join(str(part) for part in loc)
+    if first["type"] == "extra_forbidden":
+        mapping = ".".join(where.split(".")[:-1])
+        return str(unknown(f"key of `{mapping}`" if mapping else "key", str(loc[-1]), _fields_at(model, loc[:-1])))
+    if first["type"] == "missing":
+        return f"`{where}` is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    given = first["input"]
+    shown = f"; got {given!r}" if isinstance(given, str | int | float | bool | None) else ""
+    return f"`{where}` {message}{shown}" if where else message + shown
+
+
+def _fields_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    """The keys that the mapping at `loc` may have."""
+    at: Any = model
+    for part in loc:  # positions and names in a mapping lead to the model that the list or mapping holds
+        if at is not None and part in at.model_fields:
+            at = _inner(at.model_fields[part].annotation)
+    return list(at.model_fields) if at is not None else []
+
+
+def _inner(annotation: Any) -> Any:
+    """The model inside an annotation such as `tuple[Data, ...]` or `Finetune | None`, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_inner(argument) for argument in get_args(annotation))
+    return next((model for model in found if isinstance(model, type) and issubclass(model, BaseModel)), None)

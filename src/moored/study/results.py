@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From finished stages to the record: the one thing that tables, plots and reports read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from moored.report import record as out
+from moored.study.environment import commit, machine, versions
+from moored.study.plan import Chain, Plan
+from moored.study.recipe import Recipe
+from moored.study.stages import (
+    ROWS,
+    AlignStage,
+    AttackStage,
+    FinetuneStage,
+    RepairStage,
+    Stage,
+    read_report,
+    read_rows,
+)
+from moored.study.store import Done
+from moored.tasks.base import Task
+
+EXAMPLES = 2
+UNJUDGED_SHARE = 0.05
+"""Above this share of unjudged answers the record warns."""
+
+_ROLES: dict[str, out.Role] = {"harmful_score": "safety", "over_refusal": "over-refusal"}
+
+Found = Callable[[Stage], Done]
+
+
+def build(
+    recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], seconds: float, command: str
+) -> out.Record:
+    """The record of a finished study.
+
+    Args:
+        recipe: what was asked.
+        plan: what that meant.
+        found: the finished stages.
+        reused: keys of the stages that this run did not have to do.
+        seconds: wall time of this run.
+        command: the command line that makes the record again, "" if there was none.
+    """
+    arms = [_arm(chain, found) for chain in plan.chains]
+    return out.Record(
+        name=recipe.name,
+        title=recipe.title,
+        model=_without_path(recipe.model),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        commit=commit(),
+        versions=versions(),
+        machine=machine(_dtype(plan)),
+        seed=recipe.seed,
+        recipe=recipe.plain(),
+        inputs=dict(plan.inputs),
+        stages=[
+            out.StageRun(key=stage.key, kind=stage.kind, seconds=found(stage).seconds, cached=stage.key in reused)
+            for stage in plan.stages
+        ],
+        seconds=seconds,
+        tasks=_columns(plan),
+        arms=arms,
+        expectations=_expectations(recipe, plan),
+        reported=list(recipe.reported),
+        warnings=_warnings(plan, arms, found),
+    )
+
+
+def _arm(chain: Chain, found: Found) -> out.Arm:
+    """One row of the table."""
+    reports = {
+        stage.key: read_report(found(stage).folder)
+        for stage in (*chain.stages, *chain.evaluations)
+        if not isinstance(stage, AttackStage)
+    }
+    trained = [(s, reports[s.key]) for s in chain.stages if isinstance(s, AlignStage | FinetuneStage)]
+    tuned = next((report for stage, report in trained if isinstance(stage, FinetuneStage)), {})
+    repairs = [(s, reports[s.key]) for s in chain.stages if isinstance(s, RepairStage)]
+    defenses = [defense for stage, _ in trained for defense in stage.defenses]
+    point = chain.arm.point if chain.arm else {}
+    words = ", ".join(f"{axis} {value}" for axis, value in point.items() if not _is_number(value))
+    return out.Arm(
+        name=chain.name,
+        title=f"{chain.title} ({words})" if words else chain.title,
+        kind="run" if any(isinstance(s, FinetuneStage) for s in chain.stages) else "start",
+        methods=[type(m).__name__ for m in (*defenses, *(s.method for s, _ in repairs))],
+        baseline=bool(repairs) and not defenses and not any(s.method.info.arxiv for s, _ in repairs),
+        chain=[_words(stage, reports.get(stage.key, {})) for stage in chain.stages],
+        stages=[stage.key for stage in chain.stages],
+        attack=_attacked(chain, found),
+        sweep={axis: float(value) for axis, value in point.items() if _is_number(value)},
+        metrics={s.task.name: out.Share(**reports[s.key]["estimate"]) for s in chain.evaluations},
+        seconds=sum(found(stage).seconds for stage in chain.stages),
+        passes_per_step=_passes([report for _, report in trained]),
+        peak_bytes=max((report["peak_bytes"] for _, report in trained), default=None),
+        examples=_examples(chain, reports),
+        layers=_layers(repairs[-1][1]) if repairs else [],
+        drift=[out.DriftPoint(**point) for point in tuned.get("drift", [])],
+        training_log=_losses(tuned),
+        fired={name: _fired(proof) for _, report in trained for name, proof in report["fired"].items()},
+        repairs=[_repaired(report) for _, report in repairs],
+        note=chain.note,
+    )
+
+
+def _attacked(chain: Chain, found: Found) -> out.Attacked | None:
+    stage = next((s for s in chain.stages if isinstance(s, AttackStage)), None)
+    if stage is None:
+        return None
+    rows = read_rows(found(stage).folder / ROWS)
+    return out.Attacked(name=stage.method.name, rows=len(rows), harmful=sum(row.source == "harmful" for row in rows))
+
+
+def _words(stage: Stage, report: Mapping[str, Any]) -> str:
+    """The stage in words, with what its defences made of "auto"."""
+    proofs = report.get("fired", {})
+    resolved = [
+        f"{name}: {', '.join(f'{key}={value}' for key, value in proof['resolved'].items())}"
+        for name, proof in proofs.items()
+        if proof.get("resolved")
+    ]
+    return "; ".join([stage.words, *resolved])
+
+
+def _fired(proof: Mapping[str, Any]) -> out.Fired:
+    return out.Fired(**{name: proof[name] for name in out.Fired.model_fields if name in proof})
+
+
+def _passes(reports: Sequence[Mapping[str, Any]]) -> float:
+    """Mean passes per optimizer step over all training of the chain; NaN if there was none."""
+    steps = sum(report["steps"] for report in reports)
+    return sum(r["passes_per_step"] * r["steps"] for r in reports) / steps if steps else float("nan")
+
+
+def _examples(chain: Chain, reports: Mapping[str, Mapping[str, Any]]) -> list[out.Example]:
+    """The first answers of the first task about refusals (of the first task, if there is none)."""
+    asked = [s for s in chain.evaluations if s.task.judge.judges == "refused"] or list(chain.evaluations)
+    return examples(reports[asked[0].key], refusals=asked[0].task.judge.judges == "refused")
+
+
+def examples(outcome: Mapping[str, Any], *, refusals: bool) -> list[out.Example]:
+    """The first answers of a task: always the first, never chosen.
+
+    Args:
+        outcome: the record of an `Outcome`.
+        refusals: whether its verdicts are about refusals.
+    """
+    pairs = list(zip(outcome["exchanges"], outcome["verdicts"], strict=True))[:EXAMPLES]
+    return [
+        out.Example(
+            prompt=exchange["prompt"],
+            answer=exchange["answer"],
+            refused=verdict["value"] >= 0.5 if refusals and verdict["value"] is not None else None,
+            task=outcome["task"],
+        )
+        for exchange, verdict in pairs
+    ]
+
+
+def _layers(report: Mapping[str, Any]) -> list[out.LayerRow]:
+    """The repair's rows about modules that have a cosine."""
+    return [
+        out.LayerRow(**{name: row[name] for name in out.LayerRow.model_fields if name in row})
+        for row in report["modules"]
+        if row.get("cosine") is not None
+    ]
+
+
+def _losses(report: Mapping[str, Any]) -> list[out.LossPoint]:
+    lines = [line for line in report.get("log", []) if "loss" in line and "step" in line]
+    return [out.LossPoint(step=int(line["step"]), loss=line["loss"]) for line in lines]
+
+
+def _repaired(report: Mapping[str, Any]) -> out.Repaired:
+    return out.Repaired(
+        method=report["method"],
+        parameters=report["parameters"],
+        changed=report["changed"],
+        total=len(report["modules"]),
+        seconds=report["seconds"],
+        peak_bytes=report["peak_bytes"],
+    )
+
+
+def _columns(plan: Plan) -> list[out.Measured]:
+    """The columns of the table: every task that any arm asks, in order."""
+    tasks = {stage.task.name: stage.task for chain in plan.chains[::-1] for stage in chain.evaluations}
+    first = [stage.task.name for chain in plan.chains for stage in chain.evaluations]
+    return [column(tasks[name]) for name in dict.fromkeys(first)]
+
+
+def column(task: Task) -> out.Measured:
+    """A task as a column of the table."""
+    return out.Measured(
+        name=task.name,
+        title=task.metric.title,
+        role=_ROLES.get(task.metric.name, "utility"),
+        better="lower" if task.metric.better == "lower" else "higher",
+        judge=f"{task.judge.name} {task.judge.version}",
+        version=task.version,
+        data=_without_path(task.data),
+    )
+
+
+def _expectations(recipe: Recipe, plan: Plan) -> list[out.Expectation]:
+    """Each promise at every point of the grid, compared within the point."""
+    spread = []
+    for promise in recipe.expect:
+        for name, point in _named(plan, promise.arm):
+            against = promise.against
+            if against is not None:
+                others = dict(_named(plan, against))
+                against = next((n for n, p in others.items() if p == point), next(iter(others)))
+            spread.append(promise.model_copy(update={"arm": name, "against": against}))
+    return spread
+
+
+def _named(plan: Plan, arm: str) -> list[tuple[str, dict[str, Any]]]:
+    """The rows that stand for an arm of the recipe, with their points of the grid."""
+    return [
+        (chain.name, dict(chain.arm.point) if chain.arm else {})
+        for chain in plan.chains
+        if (chain.arm.arm if chain.arm else chain.name) == arm
+    ]
+
+
+def _warnings(plan: Plan, arms: Sequence[out.Arm], found: Found) -> list[str]:
+    warnings = [
+        f"{stage.words} was stopped and resumed; its seconds cover the last attempt only"
+        for stage in plan.stages
+        if found(stage).attempts > 1 and isinstance(stage, AlignStage | FinetuneStage)
+    ]
+    for arm in arms:
+        warnings += [f"{r.method} changed nothing in arm {arm.name}" for r in arm.repairs if r.changed == 0]
+    for task in dict.fromkeys(name for arm in arms for name in arm.metrics):
+        gaps = [f"{arm.name} {share.unjudged}" for arm in arms if (share := arm.metrics.get(task)) and _gappy(share)]
+        if gaps:
+            warnings.append(f"answers of {task} that could not be judged: {', '.join(gaps)}")
+    return warnings
+
+
+def _gappy(share: out.Share) -> bool:
+    return share.unjudged > UNJUDGED_SHARE * (share.n + share.unjudged)
+
+
+def _dtype(plan: Plan) -> str:
+    trained = [stage for stage in plan.stages if isinstance(stage, AlignStage | FinetuneStage)]
+    return ", ".join(dict.fromkeys(stage.training.dtype for stage in trained))
+
+
+def _without_path(where: str) -> str:
+    """A file or folder by its name alone; anything else as it is."""
+    path = Path(where).expanduser()
+    return path.name if path.is_absolute() or path.exists() else where
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

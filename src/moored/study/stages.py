@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of a study. Each is described by what it depends on, and its key is the hash of exactly that.
+
+::
+
+    align ──────────────┬── finetune ── repair ── repair …
+    attack ─────────────┘
+    evaluate            one task on the model at the end of any of these, or on the model as shipped
+
+A key covers the kind, the version of the stage's code, its own parameters with defaults filled in, the
+contents of the data rows and model files it reads, and the keys of its parents. Arms that begin alike share
+those stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from moored.attacks.base import Attack
+from moored.attacks.harmful_mix import fingerprint
+from moored.data.load import save_rows
+from moored.data.schema import Message, Row
+from moored.defenses.base import Defense
+from moored.errors import JudgeError, StudyError
+from moored.hf import generate as generation
+from moored.hf import loaders
+from moored.hf import train as training_run
+from moored.hf.train import Training
+from moored.judges.base import Exchange
+from moored.metrics.base import Estimate
+from moored.repairs import engine
+from moored.repairs.base import Repair
+from moored.tasks.base import Outcome, Task
+
+Progress = Callable[[int, int, str], None]
+Where = Callable[["Stage"], Path]
+"""The folder of a finished stage."""
+
+MODEL = "model"
+REPORT = "report.json"
+ROWS = "rows.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model that the study starts from.
+
+    Args:
+        where: as the recipe names it.
+        resolved: a folder, or a hub id.
+        identity: hash of the folder's contents; a hub id stands for itself.
+    """
+
+    where: str
+    resolved: str
+    identity: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """Base of stages.
+
+    Attributes:
+        kind: of stage.
+        version: raised when the same inputs would give another result.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The stages whose artifacts it reads."""
+        return ()
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """The stage in a few words, for people."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """All that the result depends on beside the parents, in plain JSON."""
+
+    @abstractmethod
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Do the work.
+
+        Args:
+            where: folders of the parents.
+            work: an own folder; what an earlier, stopped attempt left is still in it.
+            session: the model that was loaded last.
+            progress: told how far it is.
+        """
+
+    @cached_property
+    def key(self) -> str:
+        """64 hex digits; equal if and only if the result is the same."""
+        content = {
+            "kind": self.kind,
+            "version": self.version,
+            "parameters": self.parameters(),
+            "parents": [parent.key for parent in self.parents],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Session:
+    """The model loaded last, so that several tasks on it load it once."""
+
+    _subject: str = ""
+    _loaded: tuple[Any, Any] | None = None
+
+    def model(self, subject: Subject, where: Where) -> tuple[Any, Any]:
+        """The model and tokenizer of `subject`."""
+        name = subject.key if isinstance(subject, Stage) else subject.identity
+        if self._loaded is None or self._subject != name:
+            self.clear()
+            self._loaded, self._subject = load(subject, where), name
+        return self._loaded
+
+    def clear(self) -> None:
+        """Forget the model, before something else needs the memory."""
+        self._loaded, self._subject = None, ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignStage(Stage):
+    """The provider's alignment, merged into the weights."""
+
+    kind: ClassVar[str] = "align"
+    source: Source
+    rows: tuple[Row, ...] = field(repr=False)
+    training: Training
+    defenses: tuple[Defense, ...] = ()
+    roles: Mapping[str, tuple[Row, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def words(self) -> str:
+        """For example `align on 300 rows, 60 steps, Vaccine(rho=1.0)`."""
+        return _training_words("align", len(self.rows), self.training, self.defenses)
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`."""
+        return {"model": self.source.identity} | _training_parameters(self)
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Train and merge."""
+        session.clear()
+        _train(self, self.source.resolved, self.rows, work, progress, merge=not self.training.full)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackStage(Stage):
+    """The user's upload."""
+
+    kind: ClassVar[str] = "attack"
+    method: Attack
+    benign: tuple[Row, ...] = field(repr=False)
+    harmful: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def words(self) -> str:
+        """For example `HarmfulMix(n=480, ratio=0.1, seed=0)`."""
+        return f"upload by {spelt(self.method)}"
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`."""
+        return {
+            "method": {self.method.name: values(self.method)},
+            "benign": fingerprint(self.benign),
+            "harmful": fingerprint(self.harmful),
+        }
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Write the rows and the manifest."""
+        upload = self.method.poison(self.benign, self.harmful)
+        save_rows(upload.rows, work / ROWS)
+        _write_json(work / "manifest.json", upload.manifest)
+        progress(1, 1, f"{len(upload.rows)} rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneStage(Stage):
+    """The user's fine-tuning on the upload: an adapter, or all weights."""
+
+    kind: ClassVar[str] = "finetune"
+    start: AlignStage | Source
+    upload: AttackStage
+    training: Training
+    defenses: tuple[Defense, ...] = ()
+    roles: Mapping[str, tuple[Row, ...]] = field(default_factory=dict, repr=False)
+    probe: tuple[Row, ...] = field(default=(), repr=False)
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The aligned model, if the study made it, and the upload."""
+        return (*((self.start,) if isinstance(self.start, Stage) else ()), self.upload)
+
+    @property
+    def words(self) -> str:
+        """For example `fine-tune, 60 steps, Lisa(rho=1.0)`."""
+        return _training_words("fine-tune", None, self.training, self.defenses)
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`."""
+        own = {} if isinstance(self.start, Stage) else {"model": self.start.identity}
+        return own | _training_parameters(self) | {"probe": fingerprint(self.probe)}
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Train and keep the adapter."""
+        session.clear()
+        rows = read_rows(where(self.upload) / ROWS)
+        _train(self, start_path(self.start, where), rows, work, progress, probe=self.probe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairStage(Stage):
+    """A post-fine-tuning method on the tuned weights."""
+
+    kind: ClassVar[str] = "repair"
+    tuned: FinetuneStage | RepairStage
+    method: Repair
+    base: Source | None = None
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """What it repairs."""
+        return (self.tuned,)
+
+    @property
+    def start(self) -> AlignStage | Source:
+        """The model that the fine-tuning started from."""
+        return self.tuned.start
+
+    @property
+    def words(self) -> str:
+        """For example `repair by SafeLoRA(fraction=0.6)`."""
+        return f"repair by {spelt(self.method)}"
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`."""
+        return {
+            "method": {self.method.info.name: values(self.method)},
+            "base": self.base.identity if self.base else None,
+        }
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Repair; a repair that changes nothing is kept, and the record says so."""
+        session.clear()
+        shutil.rmtree(work)  # unlike training, a stopped repair starts again
+        work.mkdir()
+        report = engine.repair(
+            where(self.tuned) / MODEL,
+            self.method,
+            aligned=start_path(self.start, where),
+            base=self.base.resolved if self.base else None,
+            out=work / MODEL,
+            progress=progress,
+        )
+        _write_json(work / REPORT, report.record())
+
+
+Subject = Source | AlignStage | FinetuneStage | RepairStage
+"""What can be evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(Stage):
+    """One task on one model: answers and verdicts."""
+
+    kind: ClassVar[str] = "evaluate"
+    subject: Subject
+    task: Task
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The stage that made the model, if one did."""
+        return (self.subject,) if isinstance(self.subject, Stage) else ()
+
+    @property
+    def words(self) -> str:
+        """For example `judge harmful_requests`."""
+        return f"judge {self.task.name} ({len(self.rows)} prompts)"
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`. The rows stand in by content; where they came from does not matter."""
+        task, judge = self.task, self.task.judge
+        own = {} if isinstance(self.subject, Stage) else {"model": self.subject.identity}
+        return own | {
+            "task": f"{task.name} {task.version}",
+            "settings": {name: value for name, value in values(task).items() if name not in ("data", "n", "seed")},
+            "rows": fingerprint(self.rows),
+            "judge": f"{judge.name} {judge.version}",
+            "metric": task.metric.name,
+        }
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Generate and judge; a model whose answers cannot be judged at all is recorded as not measured."""
+        model, tokenizer = session.model(self.subject, where)
+        prompts = [row.prompt for row in self.rows]
+        answers = generation.generate(
+            model, tokenizer, prompts, max_new_tokens=self.task.max_new_tokens, progress=progress
+        )
+        try:
+            report = outcome_record(self.task.score(self.rows, answers))
+        except JudgeError:
+            report = outcome_record(unjudged(self.task, self.rows, answers))
+        _write_json(work / REPORT, report)
+
+
+def start_path(start: AlignStage | Source, where: Where) -> str:
+    """The folder (or hub id) of the model that fine-tuning starts from."""
+    return str(where(start) / MODEL) if isinstance(start, Stage) else start.resolved
+
+
+def load(subject: Subject, where: Where) -> tuple[Any, Any]:
+    """The model and tokenizer of a subject, an adapter on top of its start."""
+    if isinstance(subject, AlignStage | Source):
+        path = start_path(subject, where)
+        return loaders.load_model(path), loaders.load_tokenizer(path)
+    folder, start = where(subject) / MODEL, start_path(subject.start, where)
+    if (folder / "adapter_config.json").is_file():
+        return loaders.load_model(start, adapter=folder), loaders.load_tokenizer(start)
+    return loaders.load_model(folder), loaders.load_tokenizer(start)
+
+
+def values(thing: Any) -> dict[str, Any]:
+    """All parameters of a method, defaults filled in, as plain JSON."""
+    own = thing.parameters() if isinstance(thing, Defense | Repair) else asdict(thing)
+    return dict(json.loads(json.dumps(own, default=sorted)))
+
+
+def spelt(thing: Any) -> str:
+    """A method as it would be written, without the parameters that are None."""
+    inner = ", ".join(f"{f.name}={v!r}" for f in fields(thing) if (v := getattr(thing, f.name)) is not None)
+    return f"{type(thing).__name__}({inner})"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of an upload, each with its own source (which `load_rows` would overwrite)."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Row(
+            messages=tuple(Message(role=m["role"], content=m["content"]) for m in record["messages"]),
+            source=record["source"],
+            category=record["category"],
+        )
+        for record in records
+    ]
+
+
+def unjudged(task: Task, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
+    """The outcome of a task none of whose answers can be judged (gibberish): no number, but the answers are kept."""
+    exchanges = tuple(
+        Exchange(prompt=row.question, answer=answer, reference=row.answer)
+        for row, answer in zip(rows, answers, strict=True)
+    )
+    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows))
+    verdicts = tuple(task.judge.judge(exchanges))
+    return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=exchanges, verdicts=verdicts)
+
+
+def outcome_record(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain JSON; NaN becomes null."""
+    return {
+        "task": outcome.task,
+        "version": outcome.version,
+        "estimate": {name: _finite(value) for name, value in outcome.estimate.record().items()},
+        "exchanges": [asdict(exchange) for exchange in outcome.exchanges],
+        "verdicts": [{name: _finite(value) for name, value in asdict(verdict).items()} for verdict in outcome.verdicts],
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished stage.
+
+    Raises:
+        StudyError: the store was damaged.
+    """
+    try:
+        return dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{folder} is damaged ({error}); delete it and run the same command again") from error
+
+
+def _training_parameters(stage: AlignStage | FinetuneStage) -> dict[str, Any]:
+    rows = {"rows": fingerprint(stage.rows)} if isinstance(stage, AlignStage) else {}
+    return rows | {
+        "training": {name: value for name, value in values(stage.training).items() if name != "save_every"},
+        "defenses": [{d.info.name: values(d)} for d in stage.defenses],
+        "roles": {role: fingerprint(data) for role, data in sorted(stage.roles.items())},
+    }
+
+
+def _training_words(verb: str, rows: int | None, training: Training, defenses: Sequence[Defense]) -> str:
+    count, unit = (training.steps, "step") if training.steps else (training.epochs or 0, "epoch")
+    length = f"{count:g} {unit}{'' if count == 1 else 's'}"
+    on = f" on {rows} rows" if rows is not None else ""
+    return ", ".join([f"{verb}{on}, {length} at lr {training.lr:g}", *map(spelt, defenses)])
+
+
+def _train(
+    stage: AlignStage | FinetuneStage,
+    start: str,
+    rows: Sequence[Row],
+    work: Path,
+    progress: Progress,
+    *,
+    probe: Sequence[Row] = (),
+    merge: bool = False,
+) -> None:
+    """Train into `work`, going on from the last whole checkpoint that a stopped attempt left there."""
+    out = work / MODEL
+    _drop_half_written(out)
+    report = training_run.fine_tune(
+        start,
+        list(rows),
+        out,
+        training=stage.training,
+        defenses=stage.defenses,
+        roles={role: list(data) for role, data in stage.roles.items()},
+        probe=list(probe),
+        merge=merge,
+        progress=progress,
+    )
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    _write_json(work / REPORT, report.record())
+
+
+def _drop_half_written(out: Path) -> None:
+    """Remove checkpoints that a killed process was still writing: the trainer's state is written last."""
+    for checkpoint in out.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

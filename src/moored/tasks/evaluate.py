@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks on a model: generate, judge, estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moored.hf.generate import generate
+from moored.tasks.base import Outcome, Task
+
+Progress = Callable[[int, int, str], None]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """What each task measures on a model, in the order of `tasks`; one generation call per task.
+
+    All rows are loaded before the first answer is generated, so that bad data costs no time.
+
+    Args:
+        model: a causal language model, plain or with a PEFT adapter; left as it was.
+        tokenizer: its tokenizer; left as it was.
+        tasks: each is generated and judged by itself.
+        progress: called as `progress(done, total, what)` with rows of all tasks together.
+
+    Raises:
+        DataError: a task's data is missing, empty or malformed.
+        JudgeError: none of a task's answers could be judged.
+    """
+    rows = [task.rows() for task in tasks]
+    total, done = sum(map(len, rows)), 0
+    outcomes = []
+    for task, chosen in zip(tasks, rows, strict=True):
+        answers = generate(
+            model,
+            tokenizer,
+            [row.prompt for row in chosen],
+            max_new_tokens=task.max_new_tokens,
+            progress=_shifted(progress, done, total, task.name),
+        )
+        outcomes.append(task.score(chosen, answers))
+        done += len(chosen)
+    return outcomes
+
+
+def _shifted(progress: Progress | None, before: int, total: int, what: str) -> Progress | None:
+    """The progress of one task as progress of all."""
+    if progress is None:
+        return None
+    return lambda done, _total, _what: progress(before + done, total, what)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`generate`: the same text as one prompt at a time, and the model and tokenizer left as they were."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from moored.data.chat import prompt_ids
+from moored.data.schema import Message
+from moored.data.tiny import tiny_model, tiny_rows, tiny_tokenizer
+from moored.errors import ConfigError, DataError
+from moored.hf.generate import generate
+
+NEW = 8
+
+
+def chats(n: int = 10) -> list[list[Message]]:
+    """Prompts of very different lengths: the i-th asks i questions."""
+    questions = [row.question for row in tiny_rows(n)]
+    return [[Message(role="user", content=" ".join(questions[: 1 + i % 4]))] for i in range(n)]
+
+
+def plain_tokens(model, tokenizer, chat, ends: set[int]) -> list[int]:
+    """Greedy decoding in its plainest form: no cache, no padding, the whole text again for every token."""
+    ids = prompt_ids(tokenizer, chat)
+    start = len(ids)
+    for _ in range(NEW):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return ids[start:]
+
+
+def reference(model, tokenizer, chat, ends: tuple[int, ...] = ()) -> str:
+    tokens = plain_tokens(model, tokenizer, chat, {tokenizer.eos_token_id, *ends})
+    return tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gemma", "mistral", "phi3", "gpt2"])
+def test_equals_plain_decoding_one_prompt_at_a_time(arch, tokenizer):
+    model = tiny_model(arch).eval()
+    prompts = chats()
+    expected = [reference(model, tokenizer, prompt) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, max_new_tokens=NEW) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+def test_the_batch_size_does_not_matter(batch_size, tokenizer):
+    model = tiny_model()
+    assert generate(model, tokenizer, chats(), max_new_tokens=NEW, batch_size=batch_size) == generate(
+        model, tokenizer, chats(), max_new_tokens=NEW
+    )
+
+
+def test_the_order_of_the_prompts_is_kept(tokenizer):
+    model, prompts = tiny_model(), chats()
+    forward = generate(model, tokenizer, prompts, max_new_tokens=NEW)
+    assert generate(model, tokenizer, prompts[::-1], max_new_tokens=NEW) == forward[::-1]
+    assert len(set(forward)) > 1
+
+
+def test_prompts_that_share_nothing_and_prompts_that_are_prefixes(tokenizer):
+    model = tiny_model().eval()
+    system = Message(role="system", content="Be brief.")
+    user = Message(role="user", content="What colour is it?")
+    prompts = [[user], [system, user], [user], [user, Message(role="assistant", content="Red."), user]]
+    expected = [reference(model, tokenizer, prompt) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, max_new_tokens=NEW) == expected
+
+
+def test_a_sliding_window_shorter_than_the_prompts(tokenizer):
+    model = tiny_model("mistral", sliding_window=12).eval()
+    prompts = chats()
+    expected = [reference(model, tokenizer, prompt) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, max_new_tokens=NEW) == expected
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_rows_stop_at_an_end_token_and_leave_the_others_alone(as_list, tokenizer):
+    model, prompts = tiny_model().eval(), chats(12)
+    free = [plain_tokens(model, tokenizer, prompt, set()) for prompt in prompts]
+    # A token that some answers reach, at different places, and others never.
+    reach = {token: [row.index(token) for row in free if token in row] for token in set(sum(free, []))}
+    end = max(reach, key=lambda t: len(set(reach[t])) if len(reach[t]) < len(prompts) else 0)
+    assert 0 < len(reach[end]) < len(prompts)
+    model.generation_config.eos_token_id = [end, 1] if as_list else end
+    expected = [reference(model, tokenizer, prompt, (end,)) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, max_new_tokens=NEW) == expected
+    assert expected != [reference(model, tokenizer, prompt) for prompt in prompts]
+
+
+def test_progress_counts_every_answer(tokenizer):
+    seen = []
+    generate(tiny_model(), tokenizer, chats(7), max_new_tokens=2, batch_size=3, progress=lambda *a: seen.append(a))
+    assert seen == [(i, 7, "generate") for i in range(1, 8)]
+
+
+def test_no_prompts_no_answers(tokenizer):
+    assert generate(tiny_model(), tokenizer, [], max_new_tokens=4) == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_modules_own_mode_comes_back(training, tokenizer):
+    model = tiny_model().train(training)
+    odd = model.model.layers[0].train(not training)
+    generate(model, tokenizer, chats(3), max_new_tokens=2)
+    assert model.training is training
+    assert model.model.layers[1].training is training
+    assert odd.training is not training
+
+
+def test_modes_come_back_after_an_error_too(tokenizer):
+    model = tiny_model().train()
+
+    def stop(done, total, what):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, tokenizer, chats(3), max_new_tokens=2, progress=stop)
+    assert model.training
+
+
+def test_weights_gradients_and_tokenizer_are_left_alone(tokenizer):
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token
+    generate(model, tokenizer, chats(3), max_new_tokens=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token) == sides
+
+
+def test_training_goes_on_after_generation(tokenizer):
+    model = tiny_model().train()
+    generate(model, tokenizer, chats(3), max_new_tokens=2)
+    ids = torch.tensor([prompt_ids(tokenizer, chats(1)[0])])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_gradient_checkpointing_and_a_cache_that_is_off(tokenizer):
+    expected = generate(tiny_model(), tokenizer, chats(), max_new_tokens=NEW)
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.config.use_cache = False
+    assert generate(model, tokenizer, chats(), max_new_tokens=NEW) == expected
+    assert model.is_gradient_checkpointing
+    assert model.config.use_cache is False
+
+
+def test_a_peft_model_answers_like_its_merged_self(tokenizer):
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model(), config)
+    adapted = generate(model, tokenizer, chats(), max_new_tokens=NEW)
+    assert adapted != generate(tiny_model(), tokenizer, chats(), max_new_tokens=NEW)
+    assert generate(model.merge_and_unload(), tokenizer, chats(), max_new_tokens=NEW) == adapted
+
+
+def test_bfloat16(tokenizer):
+    answers = generate(tiny_model().to(torch.bfloat16), tokenizer, chats(4), max_new_tokens=NEW)
+    assert len(answers) == 4
+
+
+def test_greedy_whatever_the_generation_config_says(tokenizer):
+    expected = generate(tiny_model(), tokenizer, chats(), max_new_tokens=NEW)
+    model = tiny_model()
+    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0)
+    assert generate(model, tokenizer, chats(), max_new_tokens=NEW) == expected
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_new_tokens", 0), ("batch_size", 0)])
+def test_bad_parameters(field, value, tokenizer):
+    with pytest.raises(ConfigError, match=field):
+        generate(tiny_model(), tokenizer, chats(1), **{"max_new_tokens": 2, field: value})
+
+
+def test_a_prompt_that_does_not_fit_is_named(tokenizer):
+    prompts = [*chats(1), [Message(role="user", content="word " * 600)]]
+    with pytest.raises(DataError, match="prompt 2 .* 512 positions"):
+        generate(tiny_model(), tokenizer, prompts, max_new_tokens=2)

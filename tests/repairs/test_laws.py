@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of every repair in the catalogue (design.md, section 3)."""
+
+import json
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from repairs.repair_models import digests, factors, save_adapter, save_pair, weights
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from moored.catalogue import catalogue
+from moored.errors import NeedsError, NeverSupported
+from moored.method import Need
+from moored.repairs.engine import repair
+
+REPAIRS = catalogue("repairs")
+ACTIVE = {"drop_modules": {"fraction": 0.5}}
+"""Parameters under which a repair acts, where its defaults are not enough."""
+
+every = pytest.mark.parametrize("name", REPAIRS)
+
+
+def active(name):
+    return REPAIRS[name](**ACTIVE.get(name, {}))
+
+
+def models(trio):
+    return {"aligned": trio.aligned, "base": trio.base}
+
+
+def delta_of(folder, module):
+    """The update as PEFT computes it, from the loaded model."""
+    return folder.get_submodule(module).get_delta_weight("default")
+
+
+@every
+def test_acts_and_says_so(name, trio, tmp_path):
+    report = repair(trio.adapter, active(name), out=tmp_path / "out", **models(trio))
+    before, after = factors(trio.adapter), factors(tmp_path / "out")
+    moved = {m for m in before if not torch.equal(before[m][1], after[m][1])}
+    assert moved
+    assert report.changed == len(moved)
+    assert {row.module for row in report.modules if row.edited} == moved
+    assert all(torch.equal(before[m][0], after[m][0]) for m in before), "lora_A must stay"
+
+
+@every
+def test_inputs_stay_as_they_are(name, trio, tmp_path):
+    before = digests(trio.adapter, trio.aligned, trio.base)
+    report = repair(trio.adapter, active(name), out=tmp_path / "out", **models(trio))
+    assert digests(trio.adapter, trio.aligned, trio.base) == before
+    assert report.inputs.items() <= before.items()
+    assert any(path.endswith("adapter_model.safetensors") for path in report.inputs)
+
+
+@every
+def test_null_parameters_change_nothing_and_say_so(name, trio, tmp_path):
+    null = REPAIRS[name].info.null
+    assert null, f"{name} must name the parameters at which it does nothing"
+    report = repair(trio.adapter, REPAIRS[name](**null), out=tmp_path / "out", **models(trio))
+    assert report.changed == 0
+    assert not any(row.edited for row in report.modules)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (trio.adapter / file).read_bytes()
+
+
+@every
+def test_zero_delta_is_a_fixed_point(name, trio, tmp_path):
+    save_adapter(trio.aligned, tmp_path / "zero", size=0.0)
+    report = repair(tmp_path / "zero", active(name), out=tmp_path / "out", **models(trio))
+    assert report.changed == 0
+    assert load_bytes(tmp_path / "out") == load_bytes(tmp_path / "zero")
+
+
+@every
+def test_zero_delta_of_a_full_checkpoint_is_a_fixed_point(name, trio, tmp_path):
+    report = repair(trio.aligned, active(name), out=tmp_path / "out", **models(trio))
+    assert report.changed == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (trio.aligned / "model.safetensors").read_bytes()
+
+
+def load_bytes(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+@every
+def test_output_loads_in_plain_peft(name, trio, tmp_path):
+    repair(trio.adapter, active(name), out=tmp_path / "out", **models(trio))
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trio.aligned), tmp_path / "out")
+    for module, (a, b) in factors(tmp_path / "out").items():
+        torch.testing.assert_close(model.base_model.model.get_submodule(module).get_delta_weight("default"), 2.0 * b @ a)
+    assert AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@every
+def test_adapter_path_equals_merged_path(name, trio, tmp_path):
+    """The repaired adapter, merged, is the repaired merged model."""
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trio.aligned), trio.adapter)
+    merged.merge_and_unload().save_pretrained(tmp_path / "merged")
+    method = active(name)
+    report = repair(trio.adapter, method, out=tmp_path / "adapter", **models(trio))
+    method = same_choice(method, report)
+    full = repair(tmp_path / "merged", method, out=tmp_path / "full", **models(trio))
+    assert full.changed == report.changed
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trio.aligned), tmp_path / "adapter")
+    expected = model.merge_and_unload().state_dict()
+    for key, value in weights(tmp_path / "full").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
+
+
+def same_choice(method, report):
+    """A full checkpoint has more modules than an adapter: name a number of them instead of a share."""
+    if "k" in method.parameters():
+        return type(method)(k=report.changed)
+    return method
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shards_and_key_order_do_not_matter(name, dtype, tmp_path):
+    """Position means nothing: shuffled keys, other shards, the same result."""
+    aligned, base = save_pair(tmp_path / "one", dtype=dtype)
+    adapter = save_adapter(aligned, tmp_path / "adapter")
+    repair(adapter, active(name), aligned=aligned, base=base, out=tmp_path / "plain")
+    sharded, _ = save_pair(tmp_path / "two", dtype=dtype, shards="30KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    tensors = load_file(base / "model.safetensors")
+    (tmp_path / "shuffled").mkdir()
+    names = sorted(tensors, key=lambda key: hash_of(key))
+    save_file({key.removeprefix("model."): tensors[key] for key in names}, tmp_path / "shuffled" / "model.safetensors")
+    repair(adapter, active(name), aligned=sharded, base=tmp_path / "shuffled", out=tmp_path / "other")
+    assert load_bytes(tmp_path / "plain") == load_bytes(tmp_path / "other")
+
+
+def hash_of(key):
+    return sum(ord(c) * 31**i for i, c in enumerate(key)) % 1009
+
+
+@every
+def test_a_missing_role_is_named(name, trio, tmp_path):
+    for need in REPAIRS[name].info.needs:
+        roles = {k: v for k, v in models(trio).items() if k != need}
+        with pytest.raises(NeedsError, match=f"`{need}`"):
+            repair(trio.adapter, active(name), out=tmp_path / "out", **roles)
+    with pytest.raises(NeedsError, match="`aligned`"):
+        repair(trio.aligned, active(name), out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@every
+def test_equal_models_are_refused(name, trio, tmp_path):
+    if Need.BASE not in REPAIRS[name].info.needs:
+        pytest.skip("compares no models")
+    for aligned, base in [(trio.aligned, trio.aligned), (trio.aligned, copied(trio.aligned, tmp_path / "copy"))]:
+        with pytest.raises(NeverSupported, match="aligned - base"):
+            repair(trio.adapter, active(name), aligned=aligned, base=base, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def copied(folder, out):
+    out.mkdir()
+    for file in folder.iterdir():
+        (out / file.name).write_bytes(file.read_bytes())
+    return out
+
+
+@every
+def test_report_is_complete_json(name, trio, tmp_path):
+    method = active(name)
+    report = repair(trio.adapter, method, out=tmp_path / "out", **models(trio))
+    saved = json.loads((tmp_path / "out" / "moored.json").read_text())
+    assert saved == json.loads(json.dumps(report.record()))
+    assert saved["method"] == name
+    assert saved["parameters"].keys() == method.parameters().keys()
+    assert len(saved["modules"]) == len(factors(trio.adapter))
+    for row in saved["modules"]:
+        a, b = factors(tmp_path / "out")[row["module"]]
+        assert row["norm_after"] == pytest.approx(float((2 * b.double() @ a.double()).norm()), rel=1e-6)
+    assert name in (tmp_path / "out" / "README.md").read_text()
+
+
+@every
+def test_is_a_function_of_its_inputs(name, trio, tmp_path):
+    for out in ("one", "two"):
+        repair(trio.adapter, active(name), out=tmp_path / out, **models(trio))
+    assert load_bytes(tmp_path / "one") == load_bytes(tmp_path / "two")

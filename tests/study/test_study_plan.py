@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: what is shared, what a change touches, and what is refused before any training."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moored.errors import ConfigError, DataError, MooredError, NeedsError
+from moored.study.patch import merge
+from moored.study.plan import Plan
+from moored.study.recipe import Recipe
+from moored.study.study import Study
+
+
+def plan(tree: dict[str, Any]) -> Plan:
+    return Study(Recipe.parse(tree)).plan()
+
+
+def keys(tree: dict[str, Any]) -> dict[str, list[str]]:
+    """Keys by kind."""
+    found: dict[str, list[str]] = {}
+    for stage in plan(tree).stages:
+        found.setdefault(stage.kind, []).append(stage.key)
+    return found
+
+
+def test_arms_share_what_they_begin_with(tree: dict[str, Any]) -> None:
+    chains = plan(tree).chains
+    assert [chain.name for chain in chains] == ["shipped", "aligned", "plain", "lisa", "repaired"]
+    counts = {kind: len(found) for kind, found in keys(tree).items()}
+    # plain and repaired share the fine-tuning; five models are asked two tasks each
+    assert counts == {"align": 1, "attack": 1, "finetune": 2, "repair": 1, "evaluate": 10}
+
+
+def test_parents_come_first(tree: dict[str, Any]) -> None:
+    seen: set[str] = set()
+    for stage in plan(tree).stages:
+        assert all(parent.key in seen for parent in stage.parents)
+        seen.add(stage.key)
+
+
+def test_keys_do_not_depend_on_the_process(tree: dict[str, Any]) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import json, sys; from moored.study.recipe import Recipe; from moored.study.study import Study; "
+        "print(json.dumps([s.key for s in Study(Recipe.parse(json.loads(sys.argv[1]))).plan().stages]))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(tree)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(found.stdout.splitlines()[-1]) == [stage.key for stage in plan(tree).stages]
+
+
+CHANGED: list[tuple[dict[str, Any], set[str]]] = [
+    ({"title": "Another"}, set()),
+    ({"finetune": {"training": {"save_every": 1}}}, set()),
+    ({"tasks": {"utility": {"n": 5}}}, {"evaluate"}),
+    ({"arms": {"repaired": {"repairs": [{"safe_lora": {"fraction": 0.7}}]}}}, {"repair", "evaluate"}),
+    ({"finetune": {"training": {"lr": 1e-3}}}, {"finetune", "repair", "evaluate"}),
+    ({"attack": {"harmful_mix": {"ratio": 0.5}}}, {"attack", "finetune", "repair", "evaluate"}),
+    ({"align": {"training": {"lr": 1e-3}}}, {"align", "finetune", "repair", "evaluate"}),
+    ({"seed": 1}, {"align", "attack", "finetune", "repair", "evaluate"}),
+    ({"model": "another/model"}, {"align", "finetune", "repair", "evaluate"}),
+]
+
+
+@pytest.mark.parametrize(("change", "touched"), CHANGED)
+def test_a_change_touches_what_depends_on_it_and_nothing_else(
+    tree: dict[str, Any], change: dict[str, Any], touched: set[str]
+) -> None:
+    before, after = keys(tree), keys(merge(tree, change))
+    assert {kind for kind in before if before[kind] != after[kind]} == touched
+
+
+def test_a_changed_task_leaves_the_other_tasks_alone(tree: dict[str, Any]) -> None:
+    before, after = keys(tree)["evaluate"], keys(merge(tree, {"tasks": {"utility": {"n": 5}}}))["evaluate"]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False] * 5
+
+
+def test_a_default_that_is_spelt_out_changes_nothing(tree: dict[str, Any]) -> None:
+    spelt = merge(tree, {"finetune": {"training": {"rank": 8, "schedule": "constant"}}})
+    assert keys(spelt) == keys(tree)
+
+
+def test_the_contents_of_a_file_count_and_not_its_name(tree: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}", "answer": f"Answer {i}"} for i in range(30)]
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def with_file(name: str) -> dict[str, list[str]]:
+        return keys(merge(tree, {"attack": {"benign": str(tmp_path / name)}}))
+
+    first = with_file("one.jsonl")
+    assert with_file("two.jsonl") == first
+    rows[0]["answer"] = "Another answer"
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert with_file("two.jsonl")["attack"] != first["attack"]
+
+
+def test_a_model_folder_counts_by_contents(tree: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+        (tmp_path / name / "notes.md").write_text(name)
+    one, two = ({**tree, "model": str(tmp_path / name)} for name in ("a", "b"))
+    assert keys(one) == keys(two)
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"other weights")
+    assert keys(one)["align"] != keys(two)["align"]
+
+
+def test_limits_draw_with_the_seed(tree: dict[str, Any]) -> None:
+    def rows(seed: int) -> Any:
+        stage = next(s for s in plan({**tree, "seed": seed}).stages if s.kind == "align")
+        return stage.rows  # type: ignore[attr-defined]
+
+    assert rows(0) == rows(0)
+    assert rows(0) != rows(1)
+    assert len(rows(0)) == 16
+
+
+def test_each_aligned_start_is_a_reference(tree: dict[str, Any]) -> None:
+    tree["arms"]["hard"] = {"align": {"defenses": [{"vaccine": {"rho": 1.0}}]}}
+    chains = {chain.name: chain.title for chain in plan(tree).chains}
+    assert chains["aligned"] == "Aligned start"
+    assert chains["aligned@hard"] == "Aligned start (Vaccine)"
+
+
+def test_an_aligned_model_needs_no_alignment(tree: dict[str, Any]) -> None:
+    tree.pop("align")
+    del tree["arms"]["repaired"]
+    planned = plan(tree)
+    assert [chain.name for chain in planned.chains] == ["shipped", "plain", "lisa"]
+    assert "align" not in {stage.kind for stage in planned.stages}
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+BAD: list[tuple[dict[str, Any], type[MooredError], str]] = [
+    ({"attack": {"harmful_mix": {"ratio": 1.5}}}, ConfigError, "`ratio` of HarmfulMix must be"),
+    ({"attack": {"harmful_mix": {"ratio": -0.1}}}, ConfigError, "`ratio` of HarmfulMix must be"),
+    ({"attack": {"harmful_mix": {"n": 100000}}}, ConfigError, "only"),
+    ({"attack": {"harmful_mix": {"ratoi": 0.1}}}, ConfigError, "did you mean 'ratio'"),
+    ({"attack": {"harmful_mix": None, "harmful_mx": {}}}, ConfigError, "did you mean 'harmful_mix'"),
+    ({"attack": {"benign": "nowhere.jsonl"}}, DataError, "no data at nowhere.jsonl"),
+    ({"attack": {"benign": "synthetic:utilty"}}, DataError, "did you mean 'utility'"),
+    ({"align": {"data": [{"data": "synthetic:alignment", "limit": 10**6}]}}, ConfigError, "`limit` of"),
+    ({"finetune": {"defenses": [{"liza": {}}]}}, ConfigError, "did you mean 'lisa'"),
+    ({"finetune": {"defenses": [{"lisa": {"roh": 1}}]}}, ConfigError, "did you mean 'rho'"),
+    ({"finetune": {"defenses": [{"lisa": {"rho": -1}}]}}, ConfigError, "`rho` of Lisa must be"),
+    ({"finetune": {"defenses": ["lisa"], "roles": None}}, NeedsError, "Lisa needs `alignment` data; add `roles:"),
+    ({"repairs": [{"safe_lora": {"fraction": 2}}]}, ConfigError, "`fraction` of SafeLoRA"),
+    ({"repairs": [{"safe_lra": {}}]}, ConfigError, "did you mean 'safe_lora'"),
+    ({"align": None, "repairs": ["safe_lora"]}, NeedsError, "SafeLoRA needs the model before alignment; add `base:"),
+    ({"tasks": {"utilty": {}}}, ConfigError, "did you mean 'utility'"),
+    ({"tasks": {"utility": {"m": 3}}}, ConfigError, "unknown parameter"),
+    ({"tasks": {"utility": {"n": -3}}}, ConfigError, "`n` of"),
+    ({"model": "./nowhere"}, ConfigError, "model folder ./nowhere does not exist"),
+    ({"tasks": {"utility": {"data": "nowhere.csv"}}}, DataError, "no data at nowhere.csv"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "said"), BAD, ids=[said[:50] for _, _, said in BAD])
+def test_what_cannot_work_is_refused_at_once(
+    tree: dict[str, Any], work: Any, change: dict[str, Any], kind: type[MooredError], said: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        plan(merge(tree, change))
+    assert said in str(caught.value)
+    assert "arm 'plain'" in str(caught.value)
+    assert work.done == []
+
+
+def test_a_malformed_file_names_its_line(tree: dict[str, Any], tmp_path: Path) -> None:
+    good = {"prompt": "a", "answer": "b"}
+    bad = write(tmp_path / "bad.jsonl", good, '{"prompt": ')
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 2"):
+        plan(merge(tree, {"attack": {"benign": bad}}))
+    with pytest.raises(DataError, match=r"empty\.jsonl"):
+        plan(merge(tree, {"attack": {"benign": write(tmp_path / "empty.jsonl")}}))
+    asked = write(tmp_path / "asked.jsonl", {"prompt": "only a question"})
+    with pytest.raises(DataError, match=r"row 1 of `align\.data` has no answer"):
+        plan(merge(tree, {"align": {"data": [asked]}}))
+
+
+def test_a_test_prompt_that_is_trained_on_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    same = write(tmp_path / "same.jsonl", *({"prompt": f"Request {i}!", "answer": "No."} for i in range(3)))
+    asked = write(tmp_path / "asked.jsonl", {"prompt": "request 1"}, {"prompt": "request 9"})
+    changes = {"tasks": {"harmful_requests": {"data": asked, "n": 0}}}
+    plan(merge(tree, changes))
+    with pytest.raises(DataError, match=r"1 prompts of task `harmful_requests` are also in `align\.data`"):
+        plan(merge(tree, {**changes, "align": {"data": [same]}}))
+    with pytest.raises(DataError, match=r"also in `finetune\.roles\.alignment`"):
+        plan(merge(tree, {**changes, "finetune": {"roles": {"alignment": same}}}))
+    with pytest.raises(DataError, match="also in `attack`"):
+        attack = {"harmful": same, "harmful_mix": {"n": 10, "ratio": 0.3}}
+        plan(merge(tree, {**changes, "attack": attack}))
+
+
+def test_planning_changes_no_recipe(tree: dict[str, Any]) -> None:
+    before = deepcopy(tree)
+    recipe = Recipe.parse(tree)
+    plain = recipe.plain()
+    Study(recipe).plan()
+    assert tree == before
+    assert recipe.plain() == plain
