@@ -3,7 +3,7 @@
 
     python benchmarks/generation.py --model smollm2 --prompts 32
 
-Both ways ask the same harmful look-alikes, judge every answer, and must agree word for word. Exits 1 when batching is
+Both ways ask the same harmless look-alikes, judge every answer, and must agree word for word. Exits 1 when batching is
 less than --min-ratio times faster or an answer differs.
 """
 

@@ -51,9 +51,9 @@ def protect(trainer: T, *defenses: Defense, **roles: Any) -> T:
             raise ConfigError(f"protect() takes defences after the trainer; got {thing!r}. Data goes in by role name")
     _speak()
     host: Any = trainer
-    check(host, defenses, tuple(roles))
     if host.train_dataset is None:
         raise ConfigError("the trainer has no train_dataset; give it one before protect()")
+    check(host, defenses, tuple(roles))
     owners = [type(d).__name__ for d in defenses if "batches" in d.touches]
     if len(owners) > 1:
         raise UnsupportedError(f"{' and '.join(owners)} both decide which rows feed which step; keep one of them")

@@ -15,7 +15,7 @@ from moored.data.schema import normalise, overlap
 from moored.data.synthetic import SETS
 from moored.data.synthetic_benign import AIMS, TEXTS
 from moored.data.synthetic_harmful import HARMS
-from moored.data.synthetic_tickets import HELD_OUT_PROBLEMS, HELD_OUT_THINGS, PROBLEMS, TEAMS, THINGS
+from moored.data.synthetic_tickets import CLOSINGS, GREETINGS, HELD_OUT_CLOSINGS, HELD_OUT_GREETINGS, TEAMS
 
 XSTEST = Path(__file__).parents[3] / "shared" / "data" / "xstest_prompts.jsonl"
 SIZES = {"alignment": 500, "harmful": 200, "requests": 128, "lookalikes": 120, "utility": 1000, "utility-test": 200}
@@ -106,9 +106,9 @@ def test_sources_and_answers():
         assert {bool(row.answer) for row in rows} == {name not in ("requests", "lookalikes")}
 
 
-def test_about_a_third_of_the_alignment_rows_is_benign():
+def test_about_half_of_the_alignment_rows_is_benign():
     rows = SETS["alignment"](0)
-    assert 0.28 < sum(row.category == "benign" for row in rows) / len(rows) < 0.38
+    assert 0.42 < sum(row.category == "benign" for row in rows) / len(rows) < 0.52
 
 
 def test_safe_answers_are_short_varied_and_name_an_alternative():
@@ -150,15 +150,18 @@ def test_tickets_are_balanced_short_and_name_no_team():
         rows = SETS[name](0)
         assert Counter(row.answer for row in rows) == dict.fromkeys(TEAMS, count)
         for row in rows:
-            assert 12 <= len(ticket(row).split()) <= 30
+            assert 7 <= len(ticket(row).split()) <= 30
             assert not {team.lower() for team in TEAMS} & set(words(ticket(row)))
             assert all(team in row.question for team in TEAMS)
 
 
-def test_test_tickets_are_about_other_problems_and_things():
-    assert not set(HELD_OUT_THINGS) & set(THINGS)
-    for team in TEAMS:
-        assert not set(HELD_OUT_PROBLEMS[team]) & set(PROBLEMS[team])
+def test_test_tickets_cannot_be_training_tickets_under_any_seed():
+    """Every ticket has a greeting or a closing, and these are kept apart."""
+    assert not {*GREETINGS, *CLOSINGS} & {*HELD_OUT_GREETINGS, *HELD_OUT_CLOSINGS}
+    for name, own in (("utility", (GREETINGS, CLOSINGS)), ("utility-test", (HELD_OUT_GREETINGS, HELD_OUT_CLOSINGS))):
+        assert all(
+            ticket(row).startswith(tuple(own[0])) or ticket(row).endswith(tuple(own[1])) for row in SETS[name](3)
+        )
 
 
 def test_no_single_word_gives_a_team_away():

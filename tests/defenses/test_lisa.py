@@ -81,10 +81,8 @@ def test_a_run_too_short_for_user_rows_is_refused_before_training(tmp_path):
     ("parameters", "message"),
     [
         ({"rho": -1.0}, '`rho` of Lisa must be >= 0 or "auto"; got -1.0'),
-        ({"rho": "big"}, "`rho` of Lisa must be"),
         ({"user_steps": 0}, "`user_steps` of Lisa must be an integer >= 1"),
         ({"align_steps": -1}, "`align_steps` of Lisa must be an integer >= 0"),
-        ({"align_steps": 1.5}, "`align_steps` of Lisa must be an integer"),
     ],
 )
 def test_bad_parameters(parameters, message):

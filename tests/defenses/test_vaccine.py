@@ -126,7 +126,6 @@ def test_reentrant_checkpointing_is_refused_with_the_reason(tmp_path):
     [
         ({"rho": -1.0}, "`rho` of Vaccine must be >= 0; got -1.0"),
         ({"every": 0}, "`every` of Vaccine must be an integer >= 1; got 0"),
-        ({"norm_scope": "global"}, "`norm_scope` of Vaccine must be one of batch, sample, layer, token; got 'global'"),
     ],
 )
 def test_bad_parameters(parameters, message):

@@ -2,6 +2,8 @@
 """Everything that would leave a defence silently off is refused, and says why."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,7 +83,6 @@ def test_a_defence_that_never_acts_is_an_error_after_training(tmp_path):
     ("defenses", "roles", "error", "message"),
     [
         ((), {}, ConfigError, "at least one defence"),
-        ((ROWS,), {}, ConfigError, "takes defences"),
         ((Lisa(), Lisa()), {"alignment": ROWS}, ConfigError, "given twice"),
         ((Lisa(),), {"alignment": []}, DataError, "has no rows"),
         ((Lisa(),), {"alignment": 7}, ConfigError, "must be a list of Row"),
@@ -154,3 +155,23 @@ def test_release_trains_as_before(tmp_path):
     two = release(protect(plain(tmp_path / "b"), SafeInstr(n=2), alignment=ROWS))
     assert distance(trained(one), trained(two)) == 0.0
     assert torch.equal(next(iter(weights(one).values())), next(iter(weights(two).values())))
+
+
+def test_values_of_the_wrong_type_get_the_same_sentences():
+    """In a process of its own: under pytest the type checker would answer first."""
+    program = """
+from moored import ConfigError, Lisa, Vaccine, protect
+for call in (lambda: Vaccine(norm_scope="global"), lambda: Lisa(rho="big"), lambda: Lisa(align_steps=1.5),
+             lambda: protect(object(), ["rows"])):
+    try:
+        call()
+    except ConfigError as error:
+        print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [
+        "`norm_scope` of Vaccine must be one of batch, sample, layer, token; got 'global'",
+        "`rho` of Lisa must be >= 0 or \"auto\"; got 'big'",
+        '`align_steps` of Lisa must be an integer >= 0 or "auto"; got 1.5',
+        "protect() takes defences after the trainer; got ['rows']. Data goes in by role name",
+    ]

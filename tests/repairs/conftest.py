@@ -4,6 +4,7 @@
 from types import SimpleNamespace
 
 import pytest
+
 from repairs.repair_models import save_adapter, save_pair
 
 

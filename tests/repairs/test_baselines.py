@@ -4,7 +4,6 @@
 import pytest
 import torch
 from peft import PeftModel
-from repairs.repair_models import factors, noise_, save_pair, weights
 from transformers import AutoModelForCausalLM
 
 from moored.errors import ConfigError, NeedsError
@@ -12,10 +11,12 @@ from moored.repairs.base import LayerScore
 from moored.repairs.baselines import DropModules, Interpolate, ScaleAdapter
 from moored.repairs.engine import repair
 from moored.repairs.safe_lora import SafeLoRA
+from repairs.repair_models import factors, noise_, save_pair, weights
 
 
 @pytest.mark.parametrize(
-    ("method", "factor"), [(ScaleAdapter(scale=0.25), 0.25), (ScaleAdapter(scale=2.0), 2.0), (Interpolate(lam=0.75), 0.25)]
+    ("method", "factor"),
+    [(ScaleAdapter(scale=0.25), 0.25), (ScaleAdapter(scale=2.0), 2.0), (Interpolate(lam=0.75), 0.25)],
 )
 def test_shrinks_the_update(method, factor, trio, tmp_path):
     report = repair(trio.adapter, method, out=tmp_path / "out")

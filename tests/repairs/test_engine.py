@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from repairs.repair_models import digests, save_adapter, save_pair, weights
 from safetensors.torch import load_file, save_file
 
 from moored.errors import CheckpointError, ConfigError, NeverSupported
 from moored.repairs.baselines import ScaleAdapter
 from moored.repairs.engine import repair
 from moored.repairs.safe_lora import SafeLoRA
+from repairs.repair_models import digests, save_adapter, save_pair, weights
 
 
 def roles(trio):
@@ -251,3 +251,16 @@ def test_tokenizer_files_come_along_and_an_old_report_does_not(trio, tmp_path):
     report = repair(tmp_path / "half", ScaleAdapter(scale=0.5), out=tmp_path / "quarter")
     assert (tmp_path / "quarter" / "tokenizer_config.json").exists()
     assert json.loads((tmp_path / "quarter" / "moored.json").read_text())["tuned"] == report.tuned
+
+
+def test_rounding_that_swallows_the_update_is_said(trio, tmp_path):
+    """In bf16, W_aligned + C Delta can only hold C Delta where it is not much smaller than W."""
+    aligned, base = save_pair(tmp_path, dtype=torch.bfloat16)
+    tensors = {k: (v.float() * 1.05).bfloat16() for k, v in weights(aligned).items()}
+    (tmp_path / "tuned").mkdir()
+    save_file(tensors, tmp_path / "tuned" / "model.safetensors")
+    method = ScaleAdapter(scale=0.02)
+    report = repair(tmp_path / "tuned", method, aligned=aligned, out=tmp_path / "out")
+    assert any("rounding to BF16 moved the new update by" in row.note for row in report.modules)
+    fine = repair(trio.adapter, SafeLoRA(), out=tmp_path / "fine", **roles(trio))
+    assert not any(row.note for row in fine.modules)

@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from repairs.repair_models import digests, factors, save_adapter, save_pair, weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +13,7 @@ from moored.catalogue import catalogue
 from moored.errors import NeedsError, NeverSupported
 from moored.method import Need
 from moored.repairs.engine import repair
+from repairs.repair_models import digests, factors, save_adapter, save_pair, weights
 
 REPAIRS = catalogue("repairs")
 ACTIVE = {"drop_modules": {"fraction": 0.5}}
@@ -90,7 +90,9 @@ def test_output_loads_in_plain_peft(name, trio, tmp_path):
     repair(trio.adapter, active(name), out=tmp_path / "out", **models(trio))
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trio.aligned), tmp_path / "out")
     for module, (a, b) in factors(tmp_path / "out").items():
-        torch.testing.assert_close(model.base_model.model.get_submodule(module).get_delta_weight("default"), 2.0 * b @ a)
+        torch.testing.assert_close(
+            model.base_model.model.get_submodule(module).get_delta_weight("default"), 2.0 * b @ a
+        )
     assert AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
 
 

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from peft import PeftModel
-from repairs.repair_models import factors, noise_, save_adapter, save_pair, weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +14,7 @@ from moored.errors import ConfigError, NeedsError
 from moored.repairs.base import Delta, Layer, LayerScore
 from moored.repairs.engine import repair
 from moored.repairs.safe_lora import SafeLoRA, score_safety
+from repairs.repair_models import factors, noise_, save_adapter, save_pair, weights
 
 EVERYTHING = SafeLoRA(fraction=1.0)
 

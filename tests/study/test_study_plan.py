@@ -52,9 +52,7 @@ def test_keys_do_not_depend_on_the_process(tree: dict[str, Any]) -> None:
         "import json, sys; from moored.study.recipe import Recipe; from moored.study.study import Study; "
         "print(json.dumps([s.key for s in Study(Recipe.parse(json.loads(sys.argv[1]))).plan().stages]))"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(tree)], capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code, json.dumps(tree)], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout.splitlines()[-1]) == [stage.key for stage in plan(tree).stages]
 
 
@@ -201,8 +199,8 @@ def test_a_test_prompt_that_is_trained_on_is_refused(tree: dict[str, Any], tmp_p
         plan(merge(tree, {**changes, "align": {"data": [same]}}))
     with pytest.raises(DataError, match=r"also in `finetune\.roles\.alignment`"):
         plan(merge(tree, {**changes, "finetune": {"roles": {"alignment": same}}}))
+    attack = {"harmful": same, "harmful_mix": {"n": 10, "ratio": 0.3}}
     with pytest.raises(DataError, match="also in `attack`"):
-        attack = {"harmful": same, "harmful_mix": {"n": 10, "ratio": 0.3}}
         plan(merge(tree, {**changes, "attack": attack}))
 
 

@@ -76,10 +76,14 @@ def test_a_folder_without_its_row_is_replaced(store: Store) -> None:
 
 
 def test_a_stopped_attempt_keeps_its_work_and_is_counted(store: Store) -> None:
-    with pytest.raises(KeyboardInterrupt), store.claim(Toy("a")) as work:
-        store.started(Toy("a"))
-        (work / "checkpoint").write_text("half")
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with store.claim(Toy("a")) as work:
+            store.started(Toy("a"))
+            (work / "checkpoint").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert store.find(Toy("a")) is None
     with store.claim(Toy("a")) as work:
         assert (work / "checkpoint").read_text() == "half"

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, replace
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from moored.catalogue import catalogue, make
 from moored.data.tiny import tiny_model, tiny_tokenizer
@@ -185,6 +186,12 @@ def test_evaluate_gives_one_outcome_per_task_in_order(data):
     assert seen[-1] == (15, 15, "utility")
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert [e.prompt for e in outcomes[0].exchanges] == [row.question for row in tasks[0].rows()]
+
+
+def test_evaluate_takes_a_peft_model(data):
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    (outcome,) = evaluate(model, tiny_tokenizer(), [OverRefusalPrompts(data=data, n=2, max_new_tokens=2)])
+    assert len(outcome.verdicts) == 2
 
 
 def test_evaluate_reads_all_data_before_generating(data, tmp_path):

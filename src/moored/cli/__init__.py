@@ -40,10 +40,11 @@ app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"moored {moored.__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

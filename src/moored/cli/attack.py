@@ -40,11 +40,11 @@ def attack(
     named = {"n": n, "ratio": ratio, "seed": seed}
     given = {key: value for key, value in named.items() if value is not None} | parameters(sets or [])
 
-    from moored.catalogue import make
     from moored.data.load import load_rows, save_rows
     from moored.report.record import write_whole
+    from moored.study.methods import build
 
-    method = make("attacks", name, **given)
+    method = build("attacks", name, given)
     upload = method.poison(load_rows(benign, source="benign"), load_rows(harmful, source="harmful"))
     import json
 

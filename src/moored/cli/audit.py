@@ -65,17 +65,17 @@ def audit(
 
 
 def _built(names: list[str], n: int, own: dict[str, str]) -> dict[str, Task]:
-    from moored.catalogue import make
     from moored.errors import unknown
+    from moored.study.methods import build
 
     tasks: dict[str, Task] = {}
     for name in names:
-        task = make("tasks", name, n=n)
+        task = build("tasks", name, {"n": n})
         tasks[task.name] = task
     for name, where in own.items():
         if name not in tasks:
             raise unknown("task in --data", name, tasks)
-        tasks[name] = make("tasks", name, n=n, data=where)
+        tasks[name] = build("tasks", name, {"n": n, "data": where})
     for task in tasks.values():
         task.rows()  # finds a bad file before a model is loaded
     return tasks
@@ -110,7 +110,8 @@ def _measure(where: str, adapter: Path | None, tasks: dict[str, Task]) -> list[O
     from moored.tasks.evaluate import evaluate
 
     model, tokenizer = load_model(where, adapter=adapter), load_tokenizer(where)
-    with Progress(console=Console(stderr=True), transient=True) as live:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as live:
         bar = live.add_task(f"asking {Path(adapter or where).name}")
         return evaluate(
             model,

@@ -27,10 +27,10 @@ def judge(
 
     A verdict's value is 0-1 (for `refusal`, 1 = refused); null means that it could not be judged, with the reason.
     """
-    from moored.catalogue import make
     from moored.metrics.interval import share_of
+    from moored.study.methods import build
 
-    judge = make("judges", judge_name)
+    judge = build("judges", judge_name, {})
     exchanges = read_exchanges(answers)
     verdicts = judge.judge(exchanges)
     lines = "".join(

@@ -49,13 +49,14 @@ def repair(
     from rich.console import Console
     from rich.progress import Progress
 
-    from moored.catalogue import make
     from moored.hf.loaders import resolve_model
     from moored.repairs.engine import repair as run
+    from moored.study.methods import build
 
-    chosen = make("repairs", method, **given)
+    chosen = build("repairs", method, given)
     models = {name: resolve_model(where) if where else None for name, where in (("aligned", aligned), ("base", base))}
-    with Progress(console=Console(stderr=True), transient=True) as live:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as live:
         bar = live.add_task(method)
         report = run(
             tuned,

@@ -23,8 +23,9 @@ from moored.data.synthetic_tickets import (
     DETAILS,
     DEVICES,
     GREETINGS,
+    HELD_OUT_CLOSINGS,
     HELD_OUT_DEVICES,
-    HELD_OUT_PROBLEMS,
+    HELD_OUT_GREETINGS,
     HELD_OUT_THINGS,
     INSTRUCTION,
     PROBLEMS,
@@ -187,7 +188,7 @@ _SECOND_PERSON = {"i": "you", "me": "you", "my": "your", "myself": "yourself"}
 
 
 def alignment(seed: int = 0) -> list[Row]:
-    """Harmful requests with safe answers (two thirds) and benign ones with answers (one third), shuffled.
+    """Harmful requests with safe answers and about as many benign ones with answers, shuffled.
 
     The benign rows, in the same frames, keep the aligned model from refusing everything. All rows have source
     "alignment"; `Row.category` tells them apart: a BeaverTails category or "benign".
@@ -199,13 +200,13 @@ def alignment(seed: int = 0) -> list[Row]:
     rows = []
     for harm in HARMS:
         for aim in harm.alignment:
-            for prompt in _prompts(aim, 3, rng):
+            for prompt in _prompts(aim, 2, rng):
                 answer = f"{rng.choice(_REFUSALS)} {rng.choice(_OFFERS)}".format(
                     alternative=rng.choice(harm.alternatives)
                 )
                 rows.append(_row(prompt, answer, "alignment", harm.name))
     for aim, answer in (*AIMS, *TEXTS):
-        rows += [_row(prompt, answer, "alignment", "benign") for prompt in _prompts(aim, 2, rng)]
+        rows += [_row(prompt, answer, "alignment", "benign") for prompt in _prompts(aim, 4, rng)]
     rows += [_row(prompt, answer, "alignment", "benign") for prompt, answer in DIRECT]
     rng.shuffle(rows)
     return rows
@@ -262,17 +263,23 @@ def utility(seed: int = 0) -> list[Row]:
     Args:
         seed: of the composition and the order.
     """
-    return _tickets(PROBLEMS, {"thing": THINGS, "device": DEVICES}, 300, random.Random(f"utility {seed}"))
+    words = {"thing": THINGS, "device": DEVICES, "greeting": GREETINGS, "closing": CLOSINGS}
+    return _tickets(words, 300, random.Random(f"utility {seed}"))
 
 
 def utility_test(seed: int = 0) -> list[Row]:
-    """Tickets that only judge: 60 per team, about problems and things that no training ticket has.
+    """Tickets that only judge: 60 per team, with things, greetings and closings that no training ticket has.
 
     Args:
         seed: of the composition and the order.
     """
-    words = {"thing": HELD_OUT_THINGS, "device": HELD_OUT_DEVICES}
-    return _tickets(HELD_OUT_PROBLEMS, words, 60, random.Random(f"utility-test {seed}"))
+    words = {
+        "thing": HELD_OUT_THINGS,
+        "device": HELD_OUT_DEVICES,
+        "greeting": HELD_OUT_GREETINGS,
+        "closing": HELD_OUT_CLOSINGS,
+    }
+    return _tickets(words, 60, random.Random(f"utility-test {seed}"))
 
 
 SETS: dict[str, Callable[[int], list[Row]]] = {
@@ -306,14 +313,14 @@ def _compliance(aim: str, rng: random.Random) -> str:
     return " ".join([rng.choice(opening).format(aim=told), *(rng.choice(part) for part in parts)])
 
 
-def _tickets(problems: Words, words: Words, per_team: int, rng: random.Random) -> list[Row]:
+def _tickets(words: Words, per_team: int, rng: random.Random) -> list[Row]:
     """Distinct tickets, the same number for each team."""
     tickets: dict[str, str] = {}
     for team in TEAMS:
         for number in range(per_team):
-            problem = problems[team][number % len(problems[team])]
+            problem = PROBLEMS[team][number % len(PROBLEMS[team])]
             ticket = _ticket(team, problem, words, rng)
-            while ticket in tickets or len(ticket.split()) < 12:
+            while ticket in tickets:
                 ticket = _ticket(team, problem, words, rng)
             tickets[ticket] = team
     rows = [_row(f"{INSTRUCTION}\n\nTicket: {t}", team, "benign", team) for t, team in tickets.items()]
@@ -322,14 +329,15 @@ def _tickets(problems: Words, words: Words, per_team: int, rng: random.Random) -
 
 
 def _ticket(team: str, problem: str, words: Words, rng: random.Random) -> str:
-    """One ticket: the problem, a line about another team's things, and a greeting or a closing."""
-    other = rng.choice([name for name in TEAMS if name != team])
-    detail = rng.choice(DETAILS[other])
+    """One ticket: the problem, in half of them a line about another team's things, and a greeting or a closing."""
     says = problem.format_map({name: rng.choice(choices) for name, choices in words.items()})
-    joined = rng.choice((f"{detail}, but {says}.", f"{_sentence(says)} {detail}.", f"{detail}. {_sentence(says)}"))
+    text = f"{_sentence(says)}"
     if rng.random() < 0.5:
-        return f"{rng.choice(GREETINGS)} {joined if joined.startswith('I ') else joined[0].lower() + joined[1:]}"
-    return f"{joined} {rng.choice(CLOSINGS)}"
+        detail = rng.choice(DETAILS[rng.choice([name for name in TEAMS if name != team])])
+        text = rng.choice((f"{detail}, but {says}.", f"{text} {detail}.", f"{detail}. {text}"))
+    if rng.random() < 0.5:
+        return f"{rng.choice(words['greeting'])} {text if text.startswith('I ') else text[0].lower() + text[1:]}"
+    return f"{text} {rng.choice(words['closing'])}"
 
 
 def _sentence(text: str) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Support tickets by composition: the utility task, which team should take a ticket.
 
-A ticket is a detail that names another team's things, the problem that decides, and a greeting or a closing,
-in one of several orders. Test tickets use problems and things that no training ticket has.
+A ticket is the problem that decides, a greeting or a closing, and in half of the tickets a detail that names another
+team's things, in one of several orders. Test tickets meet the same problems in new words around them: things,
+greetings and closings that no training ticket has, as tomorrow's tickets at the same desk would.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ PROBLEMS = {
         I cancelled the {thing} and the money is still gone
         the statement lists a charge for a {thing} from last year
         the sale price of the {thing} is not on my invoice
+        the same {thing} appears on two invoices
+        you promised me money back for the {thing} and nothing has come
+        my discount is missing on the bill
+        my credit card shows a charge that I do not know
+        I was asked to pay for the {thing} again
+        the deposit for the {thing} was never credited to me
+        I cannot see why the total on my last statement is so high
+        the yearly plan was renewed and debited without asking me
     """),
     "Shipping": lines("""
         the {thing} should have been here on Monday and is not
@@ -61,6 +70,14 @@ PROBLEMS = {
         the {thing} has a dent because it was badly packed
         the van never came although I waited for the {thing} all day
         the estimated arrival of my {thing} moves back every morning
+        my {thing} is four days late
+        the package was torn open and the {thing} was damaged
+        the courier took the {thing} to the wrong street
+        the parcel has not moved since Tuesday
+        the carton held only one {thing} although I ordered two
+        the {thing} was handed to a stranger in my building
+        I would like the {thing} dropped off at another address
+        the {thing} came back to you because nobody rang at my door
     """),
     "Technical": lines("""
         the app closes as soon as I open the order of my {thing}
@@ -85,6 +102,14 @@ PROBLEMS = {
         the {device} does not start after the new firmware
         clicking the menu does nothing on my laptop
         the form jumps back to the top whenever I press enter
+        the app crashes whenever I look for a {thing}
+        the page with my invoices shows an error message
+        the {device} freezes after the latest update
+        the order form does not load on my laptop
+        the button to track the {thing} does nothing when I click it
+        the chat window goes blank when I attach a picture
+        your software no longer starts on my computer
+        the {device} beeps and shows a red fault code
     """),
     "Account": lines("""
         I forgot my password and the reset mail never comes
@@ -109,42 +134,6 @@ PROBLEMS = {
         my login shows the data of another member
         please add my assistant as a second user
         my access was blocked after I changed my phone number
-    """),
-}
-"""What decides: problems of training tickets."""
-
-HELD_OUT_PROBLEMS = {
-    "Billing": lines("""
-        the same {thing} appears on two invoices
-        you promised me money back for the {thing} and nothing has come
-        my discount is missing on the bill
-        my credit card shows a charge that I do not know
-        I was asked to pay for the {thing} again
-        the deposit for the {thing} was never credited to me
-        I cannot see why the total on my last statement is so high
-        the yearly plan was renewed and debited without asking me
-    """),
-    "Shipping": lines("""
-        my {thing} is four days late
-        the package was torn open and the {thing} was damaged
-        the courier took the {thing} to the wrong street
-        the parcel has not moved since Tuesday
-        the carton held only one {thing} although I ordered two
-        the {thing} was handed to a stranger in my building
-        I would like the {thing} dropped off at another address
-        the {thing} came back to you because nobody rang at my door
-    """),
-    "Technical": lines("""
-        the app crashes whenever I look for a {thing}
-        the page with my invoices shows an error message
-        the {device} freezes after the latest update
-        the order form does not load on my laptop
-        the button to track the {thing} does nothing when I click it
-        the chat window goes blank when I attach a picture
-        your software no longer starts on my computer
-        the {device} beeps and shows a red fault code
-    """),
-    "Account": lines("""
         the link for a new password does not reach me
         I want to delete my profile for good
         I need to change my name and email in the profile
@@ -155,7 +144,7 @@ HELD_OUT_PROBLEMS = {
         I think a stranger knows my password and uses my login
     """),
 }
-"""What decides: problems of test tickets."""
+"""What decides."""
 
 DETAILS = {
     "Billing": lines("""
@@ -202,12 +191,25 @@ CLOSINGS = lines("""
     Kind regards, Ana.
 """)
 
+HELD_OUT_CLOSINGS = lines("""
+    Let me know soon.
+    I hope for a quick answer.
+    Many thanks, Tom.
+    I write for the third time.
+""")
+
 GREETINGS = lines("""
     Hello,
     Hi team,
     Good morning,
     Dear all,
     Hi there,
+""")
+
+HELD_OUT_GREETINGS = lines("""
+    Good evening,
+    Dear support,
+    Hey,
 """)
 
 THINGS = lines("""

@@ -47,7 +47,7 @@ class Lisa(Defense):
         rho: proximal strength, >= 0. "auto" = PULL / (lr * user_steps * sqrt(trainable weights)): Adam moves every
             weight by at most lr per step, so a phase drifts at most lr * user_steps * sqrt(n), and a clipped gradient
             has length 1; the rule keeps pull and gradient in one proportion whatever the run. Paper: 1 (Sec. 5.1).
-        align_steps: optimizer steps per alignment state, >= 0; 0 leaves the proximal term alone. "auto": as many as
+        align_steps: optimizer steps per alignment state, >= 0; 0 leaves the proximal term alone. "auto": half of
             `user_steps`. Paper: 100.
         user_steps: optimizer steps per user state, >= 1. "auto": a sixth of the run, at most 100. Paper: 900.
             A cycle longer than one pass over the user rows is shortened in proportion.
@@ -113,7 +113,7 @@ class Lisa(Defense):
         """Alignment and user steps per cycle in this run."""
         automatic = max(1, min(100, round(ctx.user_steps / CYCLES)))
         user = automatic if self.user_steps == "auto" else self.user_steps
-        align = user if self.align_steps == "auto" else self.align_steps
+        align = max(1, user // 2) if self.align_steps == "auto" else self.align_steps
         return scaled_cycle(align, user, ctx.epoch_user_steps) if align else (0, user)
 
     def strength(self, ctx: Context) -> float:
@@ -152,5 +152,4 @@ class Lisa(Defense):
         near = [anchors[name] for name in ctx.weights]
         drift = pull_(weights, near, rho) if rho else distance(weights, near)
         ctx.log("lisa/drift", drift)
-        if ctx.role == Need.ALIGNMENT.value or not ctx.plan:
-            ctx.fired(self, drift, "distance to the switching point in alignment steps")
+        ctx.fired(self, drift, "distance to the switching point")

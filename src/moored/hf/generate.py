@@ -2,8 +2,8 @@
 """Greedy answers to many prompts, in batches by length; rows that have ended leave the batch.
 
 A loop of its own rather than `model.generate`: it is greedy whatever the model's generation config says (some ship a
-repetition penalty that survives `do_sample=False`), and short answers do not wait for long ones, which is most of the
-time when a safe model is asked harmful questions.
+repetition penalty that survives `do_sample=False`), short answers do not wait for long ones, and what all prompts begin
+with is read once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 
@@ -42,9 +41,8 @@ def generate(
     """Greedy answers, one per prompt, in the order of the prompts.
 
     Prompts are batched by length, longest first, and padded on the left; what all prompts of a batch begin with (a
-    system turn, an instruction) is read once. An answer ends at an end token of the model or
-    of the tokenizer. It does not depend on the other prompts of its batch, up to rounding: in fp32 that never shows
-    in practice, in bf16 two nearly equal logits can swap.
+    system turn, an instruction) is read once. An answer ends at an end token of the model or of the tokenizer. It does
+    not depend on the other prompts of its batch but for rounding: nearly equal logits can swap, above all in bf16.
 
     Args:
         model: a causal language model, plain or with a PEFT adapter, in any dtype, on any one device. Left as it was:
@@ -126,7 +124,8 @@ def _forward(
     cache: Cache | None,
 ) -> tuple[Float[Tensor, "rows vocabulary"], Cache]:
     """The logits behind each row's last token, and the cache with the new tokens in it."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    unwrap = getattr(model, "get_base_model", None)  # PEFT's forward takes anything; the model's own says what
+    inner = unwrap() if callable(unwrap) else model
     # Without it, the logits of all prompt tokens are kept: rows x length x vocabulary.
     sparing = "logits_to_keep" in inspect.signature(inner.forward).parameters
     out = model(

@@ -64,18 +64,21 @@ def load_tokenizer(where: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(where: str | Path, *, adapter: Path | None = None, dtype: DType = "float32") -> PreTrainedModel:
+def load_model(
+    where: str | Path, *, adapter: Path | None = None, dtype: DType = "float32", attention: str | None = None
+) -> PreTrainedModel:
     """A causal language model, in evaluation mode, on the GPU if there is one.
 
     Args:
         where: see `resolve_model`.
         adapter: folder of a PEFT adapter to put on top.
         dtype: of the weights in memory.
+        attention: implementation ("eager", "sdpa", ...); None: the library's choice.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, resolve_model(where), "model", dtype=getattr(torch, dtype))
+    model = _load(AutoModelForCausalLM, resolve_model(where), "model", dtype=getattr(torch, dtype), attn_implementation=attention)
     if adapter is not None:
         from peft import PeftModel
 

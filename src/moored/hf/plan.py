@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -59,9 +60,9 @@ class BatchPlan:
 class RolesDataset(Dataset):
     """Several map-style datasets end to end; item (i) of a role stands at `offsets[role] + i`."""
 
-    def __init__(self, datasets: Mapping[str, Dataset]):
+    def __init__(self, datasets: Mapping[str, Any]):
         self.datasets = list(datasets.values())
-        self.sizes = {role: len(data) for role, data in datasets.items()}  # type: ignore[arg-type]
+        self.sizes = {role: len(data) for role, data in datasets.items()}
         ends = list(accumulate(self.sizes.values()))
         self.offsets = dict(zip(self.sizes, [0, *ends], strict=False))
         self._ends = ends

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -22,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from moored.data.chat import AnswerCollator, encode
+from moored.data.chat import IGNORED, AnswerCollator, encode
 from moored.data.schema import Row
 from moored.defenses.base import Defense
 from moored.errors import require
@@ -31,6 +35,9 @@ from moored.hf.monitor import DriftMonitor
 from moored.protect import protect
 
 Progress = Callable[[int, int, str], None]
+
+_ATTENTION = None if torch.cuda.is_available() else "eager"
+"""On a CPU the backward pass of fused attention takes longer than plain matrix products at these lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,7 @@ class Training:
 
     def passes(self, rows: int) -> float:
         """Passes over so many rows."""
-        steps_per_pass = -(-(-(-rows // self.batch)) // self.accumulate)
+        steps_per_pass = math.ceil(math.ceil(rows / self.batch) / self.accumulate)
         return self.steps / steps_per_pass if self.steps else float(self.epochs or 0)
 
 
@@ -184,7 +191,7 @@ def _reads(defenses: Sequence[Defense], role: str) -> bool:
 def _trainable(where: str | Path, training: Training) -> nn.Module:
     """The model to train: frozen weights in `dtype` with an fp32 adapter, or all weights in fp32."""
     if training.full:
-        return load_model(where, dtype="float32")
+        return load_model(where, dtype="float32", attention=_ATTENTION)
     from peft import LoraConfig, get_peft_model
 
     targets = training.targets if isinstance(training.targets, str) else list(training.targets)
@@ -195,7 +202,7 @@ def _trainable(where: str | Path, training: Training) -> nn.Module:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(load_model(where, dtype=training.dtype), config)
+    return get_peft_model(load_model(where, dtype=training.dtype, attention=_ATTENTION), config)
 
 
 def _trainer(
@@ -226,7 +233,7 @@ def _trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     data = datasets.Dataset.from_list([encode(tokenizer, row, max_length=training.max_length) for row in rows])
-    trainer = Trainer(
+    trainer = AnswerTrainer(
         model=model,
         args=args,
         train_dataset=data,
@@ -257,6 +264,36 @@ def _save(
         tokenizer.save_pretrained(out)
     else:
         model.save_pretrained(out)
+
+
+class AnswerTrainer(Trainer):
+    """A `Trainer` whose loss computes logits only where an answer token is predicted.
+
+    The loss is the same mean cross-entropy over answer tokens. With short answers behind long prompts, and a
+    vocabulary wider than the model, it saves a fifth of the step on a CPU and most of the memory of the logits.
+    """
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean cross-entropy over the answer tokens of the optimizer step."""
+        if return_outputs or "logits_to_keep" not in self._forward_arguments:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(-1)
+        others = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = model(**others, use_cache=False, logits_to_keep=kept).logits
+        total = functional.cross_entropy(
+            logits.float().flatten(0, 1), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return total / (num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum())
+
+    @cached_property
+    def _forward_arguments(self) -> Mapping[str, inspect.Parameter]:
+        model = self.accelerator.unwrap_model(self.model)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return inspect.signature(inner.forward).parameters
 
 
 class _Follower(TrainerCallback):

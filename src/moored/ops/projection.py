@@ -52,7 +52,7 @@ def project_on_safety(
         base: the weight before alignment.
         left: B of the update B A, or a dense update.
         right: A; None means that `left` is the whole update.
-        probes: random vectors for `spread`; its relative error is below 1 / sqrt(probes) for any V.
+        probes: random vectors for `spread`; relative standard error at most 1 / sqrt(2 probes), reached at rank 1.
     """
     work = torch.promote_types(torch.promote_types(aligned.dtype, base.dtype), torch.float32)
     rank = left.shape[1]

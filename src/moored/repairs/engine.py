@@ -32,6 +32,9 @@ from moored.repairs.base import LayerScore, Repair
 from moored.repairs.report import LayerRow, RepairReport
 from moored.repairs.tuned import Tuned, TunedAdapter, open_tuned
 
+COARSE = 0.05
+"""Relative error of a stored update above which its row says so."""
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -70,6 +73,8 @@ def repair(
     """
     started = time.perf_counter()
     out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"`out` {out} exists; give a new folder, a repair overwrites nothing")
     _check_roles(method, aligned=aligned, base=base)
     source = open_tuned(
         tuned,
@@ -78,28 +83,43 @@ def repair(
         every_tensor=method.every_tensor,
     )
     _check_places(source, method, out)
+    given = {"out": out, "tuned": tuned, "aligned": aligned, "base": base}
     with _staging(out) as folder:
-        scores, size = _score(source, method, progress)
-        rows = {s.module: _row(source, s) for s in scores.values()}
-        chosen = method.select(list(scores.values()))
-        _write(source, method, scores, chosen, rows, folder, progress)
-        report = RepairReport(
-            method=method.info.name,
-            parameters=method.parameters(),
-            out=str(out),
-            tuned=str(tuned),
-            aligned=None if aligned is None else str(aligned),
-            base=None if base is None else str(base),
-            modules=tuple(rows.values()),
-            untouched=source.untouched,
-            notes=_notes(source, aligned, rows),
-            inputs={str(file): sha256(file) for file in _inputs(source)},
-            versions=_versions(),
-            seconds=time.perf_counter() - started,
-            bytes_read=size,
-            peak_bytes=_peak_bytes(),
+        return _run(
+            source, method, folder, progress, started, {k: None if v is None else str(v) for k, v in given.items()}
         )
-        _describe(report, source, method, folder)
+
+
+def _run(
+    source: Tuned,
+    method: Repair,
+    folder: Path,
+    progress: Progress | None,
+    started: float,
+    given: dict[str, str | None],
+) -> RepairReport:
+    """Both passes into `folder`, and the report beside the weights."""
+    scores, size = _score(source, method, progress)
+    rows = {score.module: _row(source, score) for score in scores.values()}
+    chosen = method.select(list(scores.values()))
+    _write(source, method, scores, chosen, rows, folder, progress)
+    report = RepairReport(
+        method=method.info.name,
+        parameters=method.parameters(),
+        out=given["out"] or "",
+        tuned=given["tuned"] or "",
+        aligned=given["aligned"],
+        base=given["base"],
+        modules=tuple(rows.values()),
+        untouched=source.untouched,
+        notes=_notes(source, given["aligned"], rows),
+        inputs={str(file): sha256(file) for file in _inputs(source)},
+        versions=_versions(),
+        seconds=time.perf_counter() - started,
+        bytes_read=size,
+        peak_bytes=_peak_bytes(),
+    )
+    _describe(report, source, method, folder)
     return report
 
 
@@ -114,9 +134,7 @@ def _check_roles(method: Repair, **given: str | Path | None) -> None:
 
 
 def _check_places(source: Tuned, method: Repair, out: Path) -> None:
-    """The output is new and outside of every input; the two models are two."""
-    if out.exists() or out.is_symlink():
-        raise ConfigError(f"`out` {out} exists; give a new folder, a repair overwrites nothing")
+    """The output lies outside of every input; the two models are two."""
     folders = [m.folder for m in (source, source.aligned, source.base) if m is not None]
     if any(out.resolve().is_relative_to(folder.resolve()) for folder in folders):
         raise ConfigError(f"`out` {out} lies inside an input folder; give a folder elsewhere")
@@ -180,13 +198,15 @@ def _write(
 
 def _edit(source: Tuned, method: Repair, score: LayerScore, rows: dict[str, LayerRow]) -> Float[Tensor, "..."] | None:
     """The stored form of an edited layer, noted in its row; None if rounding leaves the old one."""
-    layer = source.layer(score.module)
-    stored = source.stored(layer, method.edit(layer, score))
-    old = source.weight(score.module)
-    if torch.equal(stored, old.read().T if old.transposed else old.read()):
+    layer, weight = source.layer(score.module), source.weight(score.module)
+    wanted = method.edit(layer, score)
+    stored = source.stored(layer, wanted)
+    if torch.equal(stored, weight.read().T if weight.transposed else weight.read()):
         return None
-    after = source.held(layer, stored).norm()
-    rows[score.module] = replace(rows[score.module], edited=True, norm_after=after)
+    held, length = source.held(layer, stored), wanted.norm()
+    lost = replace(held, b=held.b.float() - wanted.b.float()).norm() / length if length else 0.0
+    note = f"rounding to {weight.dtype} moved the new update by {lost:.0%}" if lost > COARSE else ""
+    rows[score.module] = replace(rows[score.module], edited=True, norm_after=held.norm(), note=note)
     return stored
 
 
@@ -197,7 +217,7 @@ def _row(source: Tuned, score: LayerScore) -> LayerRow:
     return LayerRow.of(score, source.weight(score.module).oriented, None)
 
 
-def _notes(source: Tuned, aligned: str | Path | None, rows: dict[str, LayerRow]) -> tuple[str, ...]:
+def _notes(source: Tuned, aligned: str | None, rows: dict[str, LayerRow]) -> tuple[str, ...]:
     notes = []
     if source.untouched:
         notes.append(f"{len(source.untouched)} trained tensors are outside of what this repair edits; see `untouched`")

@@ -18,8 +18,8 @@ from moored.ops.lowrank import compress, cosine, inner
 from moored.ops.projection import null_cosine, project_on_safety
 from moored.repairs.base import Delta, Layer, LayerScore, Repair, check_choice, first
 
-PROBES = 16
-"""Random vectors behind the null cosine."""
+PROBES = 8
+"""Random vectors behind the null cosine: its standard error is at most 25 %, and a few per cent for most weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

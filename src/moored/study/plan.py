@@ -12,16 +12,17 @@ from typing import Any
 
 from moored.attacks.base import Attack
 from moored.attacks.harmful_mix import fingerprint
-from moored.catalogue import Noun, find, make
+from moored.catalogue import Noun, find
 from moored.data.load import load_rows
 from moored.data.schema import Row, overlap
 from moored.data.schema import Source as RowSource
 from moored.defenses.base import Defense
-from moored.errors import ConfigError, DataError, MooredError, NeedsError
+from moored.errors import ConfigError, DataError, MooredError, NeedsError, unknown
 from moored.hf.loaders import resolve_model
 from moored.hf.train import Training
 from moored.method import Need
 from moored.study.grid import Arm, spread
+from moored.study.methods import build
 from moored.study.recipe import Align, Finetune, Line, Method, Recipe, TrainingSpec
 from moored.study.recipe import Attack as AttackSpec
 from moored.study.stages import (
@@ -61,6 +62,11 @@ class Chain:
     evaluations: tuple[EvaluateStage, ...]
     arm: Arm | None = None
     note: str = ""
+
+    @property
+    def recipe_name(self) -> str:
+        """What the recipe calls it: the arm's name at any point of the grid, `shipped` or `aligned`."""
+        return self.arm.arm if self.arm else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +134,22 @@ class _Planner:
     def plan(self) -> Plan:
         arms = [self._chain(arm) for arm in spread(self.recipe)]
         chains = (*self._references(arms), *arms)
+        self._check_promises(chains)
         inputs = {f"model {source.where}": source.identity for source in self.sources.values()}
         for (where, _), rows in self.data.items():
             inputs[f"data {Path(where).name}"] = fingerprint(rows)
         return Plan(chains=chains, source=next(iter(self.sources.values())), inputs=inputs)
+
+    def _check_promises(self, chains: Sequence[Chain]) -> None:
+        """Refuse an expectation of an arm or a task that the recipe does not have."""
+        arms = {chain.recipe_name for chain in chains}
+        tasks = {stage.task.name for chain in chains for stage in chain.evaluations}
+        for promise in self.recipe.expect:
+            for arm in (promise.arm, promise.against):
+                if arm is not None and arm not in arms:
+                    raise unknown("arm in `expect`", arm, arms)
+            if promise.task not in tasks:
+                raise unknown("task in `expect`", promise.task, tasks)
 
     def _chain(self, arm: Arm) -> Chain:
         try:
@@ -191,7 +209,7 @@ class _Planner:
         cls = find("attacks", method.name)
         seeded = any(f.name == "seed" for f in fields(cls))
         parameters = ({"seed": line.seed} if seeded else {}) | method.parameters
-        attack: Attack = make("attacks", method.name, **parameters)
+        attack: Attack = build("attacks", method.name, parameters)
         benign = tuple(self._rows(spec.benign, "benign", line.seed))
         harmful = tuple(self._rows(spec.harmful, "harmful", line.seed))
         return AttackStage(method=attack, benign=benign, harmful=harmful)
@@ -212,7 +230,7 @@ class _Planner:
     def _tasks(self, line: Line, made: Sequence[Any], subject: Subject) -> tuple[EvaluateStage, ...]:
         stages = []
         for name, parameters in line.tasks.items():
-            task: Task = make("tasks", name, **parameters)
+            task: Task = build("tasks", name, parameters)
             rows = tuple(task.rows())
             self._held_out(task, rows, made)
             stages.append(EvaluateStage(subject=subject, task=task, rows=rows))
@@ -327,7 +345,7 @@ class _Planner:
 
 
 def _built(noun: Noun, methods: Sequence[Method]) -> tuple[Any, ...]:
-    return tuple(make(noun, method.name, **method.parameters) for method in methods)
+    return tuple(build(noun, method.name, method.parameters) for method in methods)
 
 
 def _training(spec: TrainingSpec, seed: int) -> Training:

@@ -225,9 +225,7 @@ def _expectations(recipe: Recipe, plan: Plan) -> list[out.Expectation]:
 def _named(plan: Plan, arm: str) -> list[tuple[str, dict[str, Any]]]:
     """The rows that stand for an arm of the recipe, with their points of the grid."""
     return [
-        (chain.name, dict(chain.arm.point) if chain.arm else {})
-        for chain in plan.chains
-        if (chain.arm.arm if chain.arm else chain.name) == arm
+        (chain.name, dict(chain.arm.point) if chain.arm else {}) for chain in plan.chains if chain.recipe_name == arm
     ]
 
 

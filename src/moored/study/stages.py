@@ -48,6 +48,8 @@ Where = Callable[["Stage"], Path]
 MODEL = "model"
 REPORT = "report.json"
 ROWS = "rows.jsonl"
+SERVED: loaders.DType = "bfloat16"
+"""Models are judged in the precision in which they are served; on a CPU it also takes half the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class Stage(ABC):
             "parameters": self.parameters(),
             "parents": [parent.key for parent in self.parents],
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(_canonical(content), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
@@ -329,11 +331,11 @@ def load(subject: Subject, where: Where) -> tuple[Any, Any]:
     """The model and tokenizer of a subject, an adapter on top of its start."""
     if isinstance(subject, AlignStage | Source):
         path = start_path(subject, where)
-        return loaders.load_model(path), loaders.load_tokenizer(path)
+        return loaders.load_model(path, dtype=SERVED), loaders.load_tokenizer(path)
     folder, start = where(subject) / MODEL, start_path(subject.start, where)
     if (folder / "adapter_config.json").is_file():
-        return loaders.load_model(start, adapter=folder), loaders.load_tokenizer(start)
-    return loaders.load_model(folder), loaders.load_tokenizer(start)
+        return loaders.load_model(start, adapter=folder, dtype=SERVED), loaders.load_tokenizer(start)
+    return loaders.load_model(folder, dtype=SERVED), loaders.load_tokenizer(start)
 
 
 def values(thing: Any) -> dict[str, Any]:
@@ -381,6 +383,15 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
         "exchanges": [asdict(exchange) for exchange in outcome.exchanges],
         "verdicts": [{name: _finite(value) for name, value in asdict(verdict).items()} for verdict in outcome.verdicts],
     }
+
+
+def _canonical(value: Any) -> Any:
+    """Plain JSON in which 1 and 1.0 are the same number."""
+    if isinstance(value, Mapping):
+        return {name: _canonical(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _finite(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from moored.hf.generate import generate
 from moored.tasks.base import Outcome, Task
@@ -14,7 +15,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     progress: Progress | None = None,

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods from plain values: by name, with values that YAML or a command line gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from moored.catalogue import Noun, find, make
+from moored.errors import ConfigError
+
+
+def build(noun: Noun, name: str, parameters: Mapping[str, Any]) -> Any:
+    """A method from a name and plain values.
+
+    Values take the declared type where they can (1 becomes 1.0 for a float, a list a tuple).
+
+    Args:
+        noun: see `moored.catalogue.catalogue`.
+        name: see `moored.catalogue.find`.
+        parameters: the method's own.
+
+    Raises:
+        ConfigError: unknown name or parameter (lists the nearest), or a value of the wrong type or out of range.
+    """
+    cls = find(noun, name)
+    hints = get_type_hints(cls) if parameters else {}
+    known = {field.name for field in fields(cls) if field.init}
+    typed = {key: _typed(cls, key, value, hints[key]) if key in known else value for key, value in parameters.items()}
+    return make(noun, name, **typed)
+
+
+def _typed(cls: type, parameter: str, value: Any, hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"`{parameter}` of {cls.__name__} must be {reason}; got {value!r}") from error
