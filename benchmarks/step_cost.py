@@ -53,9 +53,11 @@ class Clock(TrainerCallback):
         self.seconds = []
 
     def on_step_begin(self, *args, **kwargs):
+        """Start the clock."""
         self.start = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
+        """Stop it."""
         self.seconds.append(time.perf_counter() - self.start)
 
 

@@ -4,8 +4,8 @@
 Three calls carry most of the package::
 
     trainer = protect(trainer, Lisa(), alignment=rows)                    # defend a training run
-    report = repair("adapter/", SafeLoRA(), aligned=..., base=..., out="safer/")   # repair what is tuned
-    results = Study(Recipe.load("recipes/demo.yaml")).run(store)          # measure: align, attack, defend, repair, judge
+    report = repair("adapter/", SafeLoRA(), aligned=..., base=..., out="safer/")  # repair what is tuned
+    results = Study(recipe).run(store)                                   # align, attack, defend, repair, judge
 
 Importing `moored` imports no torch: names are loaded when they are first used.
 """

@@ -83,7 +83,7 @@ class Context:
         self._numbers: dict[str, list[float]] = defaultdict(list)
         self._micro = 0
         self._items: Any = None
-        self._wrapped: nn.Module | None = None
+        self._wrapped: Any = None
 
     # -- where the run is ------------------------------------------------------------------------------------------
 

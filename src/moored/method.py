@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 Stage = Literal["alignment", "fine-tuning", "post-fine-tuning"]
 Fidelity = Literal["paper", "simplified", "variant"]
@@ -64,7 +64,7 @@ class MethodInfo:
 class Published(Protocol):
     """Anything that carries a `MethodInfo`."""
 
-    info: MethodInfo
+    info: ClassVar[MethodInfo]
 
 
 def citation(*methods: Published) -> str:

@@ -214,4 +214,3 @@ def test_half_written_checkpoints_are_dropped(tmp_path: Path) -> None:
             (tmp_path / name / "trainer_state.json").write_text(state)
     _drop_half_written(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
-

@@ -27,7 +27,9 @@ Backward = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Defense(ABC):
-    """Base of defences. The seams, in the order in which a run meets them:
+    """Base of defences.
+
+    The seams, in the order in which a run meets them:
 
     `curate` (what is trained on) · `plan` (which role feeds which step) · `attach` (hooks into the model) ·
     `step` (each micro-batch) · `gradient` (once per optimizer step, gradients accumulated and not yet clipped) ·

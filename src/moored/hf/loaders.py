@@ -7,7 +7,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moored.errors import CheckpointError, ConfigError, NeedsError
 
@@ -78,7 +78,8 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, resolve_model(where), "model", dtype=getattr(torch, dtype), attn_implementation=attention)
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    model = _load(AutoModelForCausalLM, resolve_model(where), "model", **options)
     if adapter is not None:
         from peft import PeftModel
 
@@ -86,12 +87,12 @@ def load_model(
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def _load(auto: type, where: str, what: str, **options: object) -> object:
+def _load(auto: Any, where: str, what: str, **options: Any) -> Any:
     """`from_pretrained`, with the library's own sentence when there is nothing to load."""
     from safetensors import SafetensorError
 
     try:
-        return auto.from_pretrained(where, **options)  # type: ignore[attr-defined]
+        return auto.from_pretrained(where, **options)
     except SafetensorError as error:
         raise CheckpointError(f"a safetensors file in {where} is damaged: {error}; copy it again") from error
     except OSError as error:
@@ -114,7 +115,7 @@ def _converted_demo_model() -> Path:
 
     source = Path(spec.origin).parent
     work = folder.with_name(f"{folder.name}.part{os.getpid()}")
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=DEMO_FILE)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=DEMO_FILE)
     # The weights are plain fp32 from here on: forget that they came quantised, or saving them is refused.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

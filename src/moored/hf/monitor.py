@@ -45,21 +45,22 @@ class DriftMonitor(TrainerCallback):
         self.batch = AnswerCollator(tokenizer.pad_token_id)([encode(tokenizer, r, max_length=max_length) for r in rows])
         self.history: list[dict[str, float]] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the starting point."""
+        model = kwargs["model"]
         self._weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._hidden = hidden_embeddings(model, self.batch)
         self._measure(state.global_step, model)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure where it is due."""
         if state.global_step % self.every == 0:
-            self._measure(state.global_step, model)
+            self._measure(state.global_step, kwargs["model"])
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the end."""
         if self.history[-1]["step"] != state.global_step:
-            self._measure(state.global_step, model)
+            self._measure(state.global_step, kwargs["model"])
 
     def _measure(self, step: int, model: nn.Module) -> None:
         moved = (hidden_embeddings(model, self.batch) - self._hidden).norm(dim=-1).mean()
@@ -75,10 +76,14 @@ def hidden_embeddings(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tenso
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     answers = (batch["labels"] != -100).to(device)
     with _in_evaluation(model):
-        decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
-        body = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder.base_model
-        hidden = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = _body(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return hidden[answers].float()
+
+
+def _body(model: Any) -> Any:
+    """The decoder without its output layer, adapters included."""
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder.base_model
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def _own_preparation(trainer: Any, role: str, data: Any) -> Any:
 
 
 def _flavour(trainer: Any) -> str:
-    """ "sft", "preference" or "plain", told from what the trainer can do rather than from its class."""
+    """Which preparation the trainer has (sft, preference or plain), told from what it can do, not from its class."""
     if not hasattr(trainer, "_prepare_dataset"):
         return "plain"
     return "sft" if "packing" in inspect.signature(trainer._prepare_dataset).parameters else "preference"

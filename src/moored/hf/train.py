@@ -163,7 +163,7 @@ def fine_tune(
     if defenses:
         given = {name: list(data) for name, data in (roles or {}).items()}
         trainer = protect(trainer, *defenses, **{n: d for n, d in given.items() if _reads(defenses, n)})
-    forwards = _Forwards(trainer.model)
+    forwards = _Forwards(trained)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(out) if out.is_dir() else None)
     seconds = time.perf_counter() - begin
@@ -175,12 +175,12 @@ def fine_tune(
         passes_per_step=forwards.count / max(1, follower.micro_batches),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         rows=len(rows),
-        trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        trainable=sum(p.numel() for p in trained.parameters() if p.requires_grad),
         fired=getattr(trainer, "moored_report", {}),
         log=[dict(line) for line in trainer.state.log_history],
         drift=monitor.history if monitor else [],
     )
-    _save(trainer.model, tokenizer, model, out, merge=merge, full=training.full)
+    _save(trained, tokenizer, model, out, merge=merge, full=training.full)
     return report
 
 
@@ -302,9 +302,9 @@ class _Follower(TrainerCallback):
     def __init__(self, progress: Progress | None):
         self.progress, self.loss, self.micro_batches = progress, float("nan"), 0
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the last loss."""
-        self.loss = logs.get("loss", self.loss)
+        self.loss = kwargs["logs"].get("loss", self.loss)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A micro-batch that did not end its optimizer step."""
