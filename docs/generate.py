@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 from moored.catalogue import catalogue
+from moored.report.pool import pool
+from moored.report.record import Record
+from moored.report.table import markdown
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+START, END = "<!-- table:demo -->\n", "<!-- /table:demo -->"
 
 
 def paper_index() -> str:
@@ -35,7 +40,7 @@ def paper_index() -> str:
             *([f"- Differs: {info.differs}."] if info.differs else []),
             f"- Cost: {info.cost}.",
             *([f"- Does nothing at {null}."] if null else []),
-            f"- The paper's values: `{cls.__name__}.paper()`.",
+            *([f"- The paper's values: `{cls.__name__}.paper()`."] if hasattr(cls, "paper") else []),
             "",
         ]
     out += ["## Baselines without a paper", ""]
@@ -43,18 +48,26 @@ def paper_index() -> str:
     return "\n".join(out) + "\n"
 
 
-PAGES = {"paper_index.md": paper_index}
+def readme() -> str:
+    """The README with the measured table of the demo, pooled over the seeds in `results/`."""
+    before, _, rest = (ROOT / "README.md").read_text().partition(START)
+    _, _, after = rest.partition(END)
+    records = [Record.load(path) for path in sorted((ROOT / "results").glob("demo-seed*.json"))]
+    table = markdown(pool(records)) if records else "No run of this version is recorded in `results/` yet."
+    return f"{before}{START}\n{table.strip()}\n\n{END}{after}"
+
+
+PAGES = {HERE / "paper_index.md": paper_index, ROOT / "README.md": readme}
 
 
 def main() -> int:
     """Write the pages, or with `--check` say which are stale."""
     stale = []
-    for name, make in PAGES.items():
-        page = HERE / name
+    for page, make in PAGES.items():
         if "--check" not in sys.argv:
             page.write_text(make())
         elif not page.is_file() or page.read_text() != make():
-            stale.append(name)
+            stale.append(page.name)
     if stale:
         print(f"stale: {', '.join(stale)}; run `make docs`", file=sys.stderr)
     return bool(stale)

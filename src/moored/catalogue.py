@@ -58,7 +58,8 @@ def find(noun: Noun, name: str) -> type:
         ConfigError: no such name; lists the nearest three.
     """
     known = catalogue(noun)
-    by_spelling = {key.replace("_", ""): cls for key, cls in known.items()}
+    by_class = {cls.__name__.lower(): cls for cls in known.values()}
+    by_spelling = by_class | {key.replace("_", ""): cls for key, cls in known.items()}
     wanted = name.lower().replace("-", "").replace("_", "")
     if wanted not in by_spelling:
         raise unknown(noun.removesuffix("s"), name, known)

@@ -167,7 +167,7 @@ def test_pad_tokens_never_matter(name, tmp_path):
     runs = []
     for extra in (0, 13):
         defense = build(name)
-        trainer = plain(tmp_path / str(extra))
+        trainer = plain(tmp_path / str(extra), optim="sgd", learning_rate=0.1)
         collate = trainer.data_collator
         trainer.data_collator = lambda rows, collate=collate, extra=extra: _wider(collate(rows), extra)
         runs.append(trained(protect(trainer, defense, **roles_for(defense))))

@@ -33,7 +33,7 @@ def content(text):
 
 
 def ticket(row):
-    return row.question.split("Ticket: ")[1]
+    return row.question.split("? ", 1)[1]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -108,7 +108,7 @@ def test_sources_and_answers():
 
 def test_about_half_of_the_alignment_rows_is_benign():
     rows = SETS["alignment"](0)
-    assert 0.42 < sum(row.category == "benign" for row in rows) / len(rows) < 0.52
+    assert 0.5 < sum(row.category == "benign" for row in rows) / len(rows) < 0.62
 
 
 def test_safe_answers_are_short_varied_and_name_an_alternative():

@@ -323,7 +323,7 @@ def _tickets(words: Words, per_team: int, rng: random.Random) -> list[Row]:
             while ticket in tickets:
                 ticket = _ticket(team, problem, words, rng)
             tickets[ticket] = team
-    rows = [_row(f"{INSTRUCTION}\n\nTicket: {t}", team, "benign", team) for t, team in tickets.items()]
+    rows = [_row(f"{INSTRUCTION} {t}", team, "benign", team) for t, team in tickets.items()]
     rng.shuffle(rows)
     return rows
 

@@ -12,7 +12,7 @@ from moored.data.synthetic_harmful import lines
 
 TEAMS = ("Billing", "Shipping", "Technical", "Account")
 
-INSTRUCTION = "Route this support ticket to Billing, Shipping, Technical or Account. Answer with one word."
+INSTRUCTION = "Billing, Shipping, Technical or Account?"
 
 PROBLEMS = {
     "Billing": lines("""

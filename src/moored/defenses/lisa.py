@@ -21,7 +21,7 @@ Auto = Literal["auto"]
 CYCLES = 6
 """Automatic cycles per run: enough switches for either state to answer the other."""
 
-PULL = 3.0
+PULL = 2.0
 """Automatic rho = PULL / (lr * user_steps * sqrt(trainable weights)): see `Lisa`."""
 
 

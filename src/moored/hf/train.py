@@ -157,7 +157,7 @@ def fine_tune(
     tokenizer = load_tokenizer(model)
     torch.manual_seed(training.seed)
     trained = _trainable(model, training)
-    monitor = DriftMonitor(list(probe), tokenizer, every=5, max_length=training.max_length) if probe else None
+    monitor = DriftMonitor(list(probe), tokenizer, every=10, max_length=training.max_length) if probe else None
     follower = _Follower(progress)
     trainer = _trainer(trained, tokenizer, rows, out, training, [c for c in (monitor, follower) if c])
     if defenses:

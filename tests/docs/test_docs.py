@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages say what the code says; importing stays light; the size rules hold."""
+
+import ast
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moored import __all__ as public
+from moored.catalogue import catalogue, find, make
+from moored.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src/moored").rglob("*.py"))
+
+
+def test_the_paper_index_is_fresh():
+    done = subprocess.run([sys.executable, ROOT / "docs/generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_is_light():
+    program = "import time; t = time.perf_counter(); import moored, sys; "
+    program += "print(time.perf_counter() - t, 'torch' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, capture_output=True, text=True).stdout.split() for _ in range(3)]
+    assert {loaded for _, loaded in runs} == {"False"}
+    assert min(float(seconds) for seconds, _ in runs) < 0.1
+
+
+def test_every_public_name_loads_and_is_documented():
+    import moored
+
+    for name in public:
+        assert getattr(moored, name).__doc__, name
+    with pytest.raises(AttributeError):
+        moored.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("noun", ["defenses", "repairs", "attacks", "judges", "metrics", "tasks"])
+def test_the_catalogue_finds_and_builds(noun):
+    for name, cls in catalogue(noun).items():
+        assert find(noun, name) is find(noun, cls.__name__) is find(noun, name.replace("_", "-")) is cls
+        with pytest.raises(ConfigError, match="unknown parameter"):
+            make(noun, name, no_such_parameter=1)
+        with pytest.raises(ConfigError, match=f"did you mean .*'{name}'"):
+            find(noun, name + "x")
+
+
+def test_methods_document_themselves():
+    for noun in ("defenses", "repairs"):
+        for cls in catalogue(noun).values():
+            info = cls.info
+            assert info.cost, cls
+            assert info.fidelity == "paper" or info.differs, cls
+            if info.arxiv and cls.__module__ != "moored.repairs.baselines":
+                for heading in ("Paper:", "Algorithm:", "Args:", "Needs:", "Cost:", "Differs from paper:", "Raises:"):
+                    assert heading in cls.__doc__, (cls, heading)
+                assert isinstance(cls.paper(), cls)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src/moored")))
+def test_sizes_and_headers(path):
+    text = path.read_text()
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert text.count("\n") <= 600
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.end_lineno - node.body[0].lineno + 1
+            if isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
+                body = node.end_lineno - node.body[0].end_lineno
+            assert body <= 60, f"{node.name} has {body} lines"
+
+
+@pytest.mark.parametrize("module", ["errors", "defenses.vaccine", "defenses.lisa", "defenses.safe_instr"])
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(importlib.import_module(f"moored.{module}"), optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    assert found.attempted
+    assert not found.failed
+
+
+def test_files_named_in_the_readme_exist():
+    readme = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / target).exists(), target
