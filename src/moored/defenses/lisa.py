@@ -49,7 +49,7 @@ class Lisa(Defense):
             has length 1; the rule keeps pull and gradient in one proportion whatever the run. Paper: 1 (Sec. 5.1).
         align_steps: optimizer steps per alignment state, >= 0; 0 leaves the proximal term alone. "auto": half of
             `user_steps`. Paper: 100.
-        user_steps: optimizer steps per user state, >= 1. "auto": a sixth of the run, at most 100. Paper: 900.
+        user_steps: optimizer steps per user state, >= 1. "auto": a sixth of the run, 2 to 100. Paper: 900.
             A cycle longer than one pass over the user rows is shortened in proportion.
 
     Needs:
@@ -111,7 +111,8 @@ class Lisa(Defense):
 
     def cycle(self, ctx: Context) -> tuple[int, int]:
         """Alignment and user steps per cycle in this run."""
-        automatic = max(1, min(100, round(ctx.user_steps / CYCLES)))
+        # At least 2: the first step of a state is at its anchor, where the proximal term is zero.
+        automatic = max(2, min(100, round(ctx.user_steps / CYCLES)))
         user = automatic if self.user_steps == "auto" else self.user_steps
         align = max(1, user // 2) if self.align_steps == "auto" else self.align_steps
         return scaled_cycle(align, user, ctx.epoch_user_steps) if align else (0, user)

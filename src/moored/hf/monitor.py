@@ -43,7 +43,7 @@ class DriftMonitor(TrainerCallback):
         require(len(rows) > 0, "DriftMonitor", "rows", "at least one row", len(rows))
         self.every = every
         self.batch = AnswerCollator(tokenizer.pad_token_id)([encode(tokenizer, r, max_length=max_length) for r in rows])
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the starting point."""
