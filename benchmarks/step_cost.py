@@ -61,7 +61,7 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def build(name: str, model: str, steps: int, skip_first: bool = True) -> tuple[Trainer, Clock]:
+def build(name: str, model: str, steps: int) -> tuple[Trainer, Clock]:
     """A trainer with LoRA on every linear layer; every row has the same length, so that steps are alike."""
     torch.manual_seed(0)
     if model == "random":

@@ -331,7 +331,7 @@ def _tickets(words: Words, per_team: int, rng: random.Random) -> list[Row]:
 def _ticket(team: str, problem: str, words: Words, rng: random.Random) -> str:
     """One ticket: the problem, in half of them a line about another team's things, and a greeting or a closing."""
     says = problem.format_map({name: rng.choice(choices) for name, choices in words.items()})
-    text = f"{_sentence(says)}"
+    text = _sentence(says)
     if rng.random() < 0.5:
         detail = rng.choice(DETAILS[rng.choice([name for name in TEAMS if name != team])])
         text = rng.choice((f"{detail}, but {says}.", f"{text} {detail}.", f"{detail}. {text}"))

@@ -21,6 +21,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 from moored.data.chat import prompt_ids
 from moored.data.schema import Message
 from moored.errors import DataError, NotYetSupported, require
+from moored.hf.hooks import own_model
 
 _COMPACT_BELOW = 0.8
 """The batch is cut to its live rows when they are at most this share of it: a cut copies the cache."""
@@ -124,8 +125,7 @@ def _forward(
     cache: Cache | None,
 ) -> tuple[Float[Tensor, "rows vocabulary"], Cache]:
     """The logits behind each row's last token, and the cache with the new tokens in it."""
-    unwrap = getattr(model, "get_base_model", None)  # PEFT's forward takes anything; the model's own says what
-    inner = unwrap() if callable(unwrap) else model
+    inner = own_model(model)  # PEFT's forward takes anything; the model's own says what
     # Without it, the logits of all prompt tokens are kept: rows x length x vocabulary.
     sparing = "logits_to_keep" in inspect.signature(inner.forward).parameters
     out = model(

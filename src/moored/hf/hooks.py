@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the self-attention modules of any decoder, without naming model classes."""
+"""Look inside any decoder, without naming model classes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -9,6 +11,12 @@ from moored.errors import NotYetSupported
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
 """What decoder layers of transformers call their self-attention child."""
+
+
+def own_model(model: Any) -> Any:
+    """The model itself where PEFT has wrapped it: adapters included, with the model's own signature."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if callable(unwrap) else model
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:

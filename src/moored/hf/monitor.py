@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from moored.data.chat import AnswerCollator, encode
 from moored.data.schema import Row
 from moored.errors import require
+from moored.hf.hooks import own_model
 
 
 class DriftMonitor(TrainerCallback):
@@ -82,7 +83,7 @@ def hidden_embeddings(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tenso
 
 def _body(model: Any) -> Any:
     """The decoder without its output layer, adapters included."""
-    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = own_model(model)
     return decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder.base_model
 
 

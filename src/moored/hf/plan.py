@@ -8,7 +8,7 @@ the right rows, `num_items_in_batch` is counted from the batches that are really
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -178,8 +178,3 @@ def scaled_cycle(role_steps: int, user_steps: int, epoch_user_steps: int) -> tup
     if user_steps <= epoch_user_steps:
         return role_steps, user_steps
     return max(1, round(role_steps * epoch_user_steps / user_steps)), epoch_user_steps
-
-
-def shares(roles: Sequence[str]) -> dict[str, float]:
-    """Share of optimizer steps per role, for messages."""
-    return {role: roles.count(role) / len(roles) for role in dict.fromkeys(roles)}

@@ -30,6 +30,7 @@ from moored.data.chat import IGNORED, AnswerCollator, encode
 from moored.data.schema import Row
 from moored.defenses.base import Defense
 from moored.errors import require
+from moored.hf.hooks import own_model
 from moored.hf.loaders import DType, load_model, load_tokenizer
 from moored.hf.monitor import DriftMonitor
 from moored.protect import protect
@@ -291,9 +292,7 @@ class AnswerTrainer(Trainer):
 
     @cached_property
     def _forward_arguments(self) -> Mapping[str, inspect.Parameter]:
-        model = self.accelerator.unwrap_model(self.model)
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return inspect.signature(inner.forward).parameters
+        return inspect.signature(own_model(self.accelerator.unwrap_model(self.model)).forward).parameters
 
 
 class _Follower(TrainerCallback):

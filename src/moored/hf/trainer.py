@@ -71,13 +71,13 @@ class Protected:
                 for defense in ctx.defenses:
                     defense.gradient(ctx)
                 if ctx.plan:
-                    ctx.log(f"loss_{ctx.role}", self._unscaled(loss, num_items_in_batch))
+                    ctx.log(f"loss_{ctx.role}", self._unscaled(loss))
         return loss
 
     def _own_step(self, model: nn.Module, num_items_in_batch: Any, batch: Batch) -> Tensor:
         return super().training_step(model, batch, num_items_in_batch)  # type: ignore[misc]
 
-    def _unscaled(self, loss: Tensor, num_items_in_batch: Any) -> Tensor:
+    def _unscaled(self, loss: Tensor) -> Tensor:
         """The loss of the last micro-batch, comparable over accumulation settings."""
         return loss * self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
 
