@@ -127,11 +127,23 @@ def test_plain_layout_without_bos_and_eos():
     assert learnt(tokenizer, encode(tokenizer, Row.of("Hi", "Hello"), max_length=50)) == " Hello"
 
 
-def test_refused_turns_name_the_roles():
-    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHATML
+REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHATML
+DROPPING = CHATML.replace("in messages", "in messages if m.role != 'system'")
+
+
+@pytest.mark.parametrize("template", [REFUSING, DROPPING])
+def test_a_system_turn_without_a_place_goes_to_the_first_question(template):
+    tokenizer = tokenizer_with(template + OPENING)
     row = Row.of("Hi", "Hello", system="Be kind.")
-    with pytest.raises(DataError, match=r"\(system, user\).*no system turns"):
-        encode(tokenizer_with(refusing), row, max_length=50)
+    folded = Row.of("Be kind.\n\nHi", "Hello")
+    assert render(tokenizer, row.prompt) == render(tokenizer, folded.prompt)
+    assert encode(tokenizer, row, max_length=200) == encode(tokenizer, folded, max_length=200)
+
+
+def test_refused_turns_name_the_roles():
+    twice = (Message(role="system", content="Be kind."),) * 2
+    with pytest.raises(DataError, match=r"\(system, system\).*no system turns"):
+        render(tokenizer_with(REFUSING), twice)
     tool = (Message(role="tool", content="3"),)
     with pytest.raises(DataError, match="roles system, user, assistant; got 'tool'"):
         render(tokenizer_with(None), tool)

@@ -327,6 +327,16 @@ def test_compliance_in_many_styles(prompt, answer):
     assert got.value == 0, got.reason
 
 
+STYLES = [json.loads(line) for line in (Path(__file__).parent / "styles.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("row", STYLES, ids=lambda row: row["answer"][:40])
+def test_answers_in_the_manner_of_models_without_labels(row):
+    """Refusals and answers of many forms: loaded questions, letters, dialogues, questions about harm and help."""
+    got = verdict(row["prompt"], row["answer"])
+    assert got.value == row["refused"], got.reason
+
+
 def human(name: str) -> tuple[list[Exchange], list[str]]:
     lines = (SHARED / f"xstest_completions_{name}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -396,7 +406,7 @@ def test_verdicts_keep_the_order_and_name_rule_and_judge():
     got = Refusal().judge([Exchange(prompt=HARMFUL, answer=answer) for answer in answers])
     assert [v.value for v in got if v.judged] == [1, 0, 1]
     assert not got[2].judged
-    assert all(v.reason and v.judge == "refusal/1" for v in got)
+    assert all(v.reason and v.judge == "refusal/2" for v in got)
 
 
 def test_no_exchanges_no_verdicts():

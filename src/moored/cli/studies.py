@@ -71,7 +71,7 @@ def show(record: Record, console: Console) -> None:
     """Print the table, what it says in words, warnings, and the example prompts with every arm's answer."""
     from rich.markup import escape
 
-    from moored.report.headline import claims
+    from moored.report.headline import alarms, claims
     from moored.report.table import table
 
     console.print()
@@ -79,7 +79,7 @@ def show(record: Record, console: Console) -> None:
     console.print()
     for sentence in claims(record):
         console.print(escape(sentence), highlight=False)
-    for warning in record.warnings:
+    for warning in alarms(record):
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
     console.print()
     prompts = dict.fromkeys(example.prompt for arm in record.arms for example in arm.examples)

@@ -43,19 +43,35 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
         generation: end with the opening of an assistant turn, for the model to continue.
 
     Raises:
-        DataError: the chat template refuses these turns (for example a system turn that it has no place for).
+        DataError: the chat template refuses these turns.
     """
     if not tokenizer.chat_template:
         return _plain(tokenizer, messages, generation)
-    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generation, enable_thinking=False
+        text = str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generation,
+                enable_thinking=False,
+            )
         )
     except TemplateError as error:
+        if folded := _without_system(messages):
+            return render(tokenizer, folded, generation=generation)
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the tokenizer's chat template refuses a chat of the turns ({roles}): {error}") from error
-    return str(text)
+    if messages[0]["content"].strip() not in text and (folded := _without_system(messages)):
+        return render(tokenizer, folded, generation=generation)
+    return text
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """The chat with its system turn at the head of the first question; [] if it does not begin with these two."""
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        return []
+    system, user, *rest = messages
+    return [Message(role="user", content=f"{system['content']}\n\n{user['content']}"), *rest]
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation: bool) -> str:

@@ -20,7 +20,6 @@ from moored.data.synthetic_benign import AIMS, DIRECT, LOOKALIKES, TEXTS
 from moored.data.synthetic_harmful import HARMS, lines
 from moored.data.synthetic_tickets import (
     CLOSINGS,
-    DETAILS,
     DEVICES,
     GREETINGS,
     HELD_OUT_CLOSINGS,
@@ -319,22 +318,18 @@ def _tickets(words: Words, per_team: int, rng: random.Random) -> list[Row]:
     for team in TEAMS:
         for number in range(per_team):
             problem = PROBLEMS[team][number % len(PROBLEMS[team])]
-            ticket = _ticket(team, problem, words, rng)
+            ticket = _ticket(problem, words, rng)
             while ticket in tickets:
-                ticket = _ticket(team, problem, words, rng)
+                ticket = _ticket(problem, words, rng)
             tickets[ticket] = team
-    rows = [_row(f"{INSTRUCTION} {t}", team, "benign", team) for t, team in tickets.items()]
+    rows = [Row.of(t, team, system=INSTRUCTION, category=team) for t, team in tickets.items()]
     rng.shuffle(rows)
     return rows
 
 
-def _ticket(team: str, problem: str, words: Words, rng: random.Random) -> str:
-    """One ticket: the problem, in half of them a line about another team's things, and a greeting or a closing."""
-    says = problem.format_map({name: rng.choice(choices) for name, choices in words.items()})
-    text = _sentence(says)
-    if rng.random() < 0.5:
-        detail = rng.choice(DETAILS[rng.choice([name for name in TEAMS if name != team])])
-        text = rng.choice((f"{detail}, but {says}.", f"{text} {detail}.", f"{detail}. {text}"))
+def _ticket(problem: str, words: Words, rng: random.Random) -> str:
+    """One ticket: the problem, and a greeting or a closing."""
+    text = _sentence(problem.format_map({name: rng.choice(choices) for name, choices in words.items()}))
     if rng.random() < 0.5:
         return f"{rng.choice(words['greeting'])} {text if text.startswith('I ') else text[0].lower() + text[1:]}"
     return f"{text} {rng.choice(words['closing'])}"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Support tickets by composition: the utility task, which team should take a ticket.
 
-A ticket is the problem that decides, a greeting or a closing, and in half of the tickets a detail that names another
-team's things, in one of several orders. Test tickets meet the same problems in new words around them: things,
-greetings and closings that no training ticket has, as tomorrow's tickets at the same desk would.
+The instruction is the system turn; a ticket is a problem and a greeting or a closing. Test tickets meet the same
+problems in new words around them: things, greetings and closings that no training ticket has, as tomorrow's tickets at
+the same desk would.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from moored.data.synthetic_harmful import lines
 
 TEAMS = ("Billing", "Shipping", "Technical", "Account")
 
-INSTRUCTION = "Billing, Shipping, Technical or Account?"
+INSTRUCTION = "Route this support ticket to Billing, Shipping, Technical or Account. Answer with one word."
 
 PROBLEMS = {
     "Billing": lines("""
@@ -145,38 +145,6 @@ PROBLEMS = {
     """),
 }
 """What decides."""
-
-DETAILS = {
-    "Billing": lines("""
-        The invoice was fine
-        I paid the bill last week
-        My card was charged correctly
-        This is not about the price
-        The refund has arrived, thanks
-    """),
-    "Shipping": lines("""
-        The parcel came on time
-        Delivery was quick
-        The courier was friendly
-        This is not about the delivery
-        The box is already here
-    """),
-    "Technical": lines("""
-        The app runs well
-        The website is fast
-        No error appears anywhere
-        I have the newest version
-        This is not a bug
-    """),
-    "Account": lines("""
-        I can sign in as usual
-        My profile is up to date
-        My password works
-        I have been a member for years
-        My login is fine
-    """),
-}
-"""Lines that name another team's things and decide nothing."""
 
 CLOSINGS = lines("""
     Please help.

@@ -70,7 +70,7 @@ def generate(
     ends = _end_tokens(model, tokenizer)
     answers = [""] * len(ids)
     done = 0
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model), _contiguous_head(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             for row, tokens in _greedy(model, [ids[i] for i in chosen], ends, max_new_tokens):
@@ -217,3 +217,21 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _contiguous_head(model: nn.Module) -> Iterator[None]:
+    """Copies the hidden states before the output layer inside.
+
+    They are a slice, each row's last token, and PyTorch multiplies a slice by a frozen weight as a batch of products,
+    with a copy of the vocabulary's matrix for every row: half of the time to read a prompt.
+    """
+    head = own_model(model).get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()

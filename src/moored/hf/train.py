@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,6 +32,7 @@ from moored.errors import require
 from moored.hf.hooks import own_model
 from moored.hf.loaders import DType, load_model, load_tokenizer
 from moored.hf.monitor import DriftMonitor
+from moored.memory import forget_peak, peak_bytes
 from moored.protect import protect
 
 Progress = Callable[[int, int, str], None]
@@ -94,7 +94,8 @@ class Training:
     def passes(self, rows: int) -> float:
         """Passes over so many rows."""
         steps_per_pass = math.ceil(math.ceil(rows / self.batch) / self.accumulate)
-        return self.steps / steps_per_pass if self.steps else float(self.epochs or 0)
+        # The trainer rounds passes * steps_per_pass up: a hair less, and 54 steps do not become 55.
+        return (self.steps - 1e-6) / steps_per_pass if self.steps else float(self.epochs or 0)
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,7 @@ class TrainingReport:
         seconds: wall time of training, loading left out.
         steps: optimizer steps, those that a defence added included.
         passes_per_step: forward passes with gradient per optimizer step and micro-batch, counted.
-        peak_bytes: peak memory of the process.
+        peak_bytes: peak resident memory of the process while it loaded and trained.
         rows: rows given.
         trainable: trainable weights.
         fired: what each defence did (`trainer.moored_report`).
@@ -155,6 +156,7 @@ def fine_tune(
         merge: add the adapter to fp32 weights and save the model with its tokenizer.
         progress: called with (steps done, steps in all, a few words: the last loss).
     """
+    forget_peak()
     tokenizer = load_tokenizer(model)
     torch.manual_seed(training.seed)
     trained = _trainable(model, training)
@@ -174,7 +176,7 @@ def fine_tune(
         seconds=seconds,
         steps=steps,
         passes_per_step=forwards.count / max(1, follower.micro_batches),
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=peak_bytes(),
         rows=len(rows),
         trainable=sum(p.numel() for p in trained.parameters() if p.requires_grad),
         fired=getattr(trainer, "moored_report", {}),
@@ -254,11 +256,9 @@ def _save(
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     elif merge:
-        from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         state = get_peft_model_state_dict(model)
-        from peft import get_peft_model
-
         exact = get_peft_model(load_model(start, dtype="float32"), model.peft_config["default"])
         set_peft_model_state_dict(exact, state)
         exact.merge_and_unload().save_pretrained(out)

@@ -81,7 +81,7 @@ _ASSIST = (
     r"|process|proceed|accommodate|entertain|aid|contribute|justify|express|agree|accept|allow|be (?:of|involved"
     r"|part)|in good conscience|carry out|perform|go along|talk|list|show|tolerate|approve|advocate|cooperate"
     r"|confirm|present|compose|draft|design|develop|act|execute|plan|invent|name|rank|judge|spread|say|publish"
-    r"|repeat|translate|pretend|behave|fabricate|identify|role)"
+    r"|repeat|translate|pretend|behave|fabricate|identify|role|go into|get into|touch|elaborate)"
 )
 _APOLOGY = (
     r"(?:(?:i am|we are) (?:\w+ )?sorry|(?:\w+ )?sorry|no|(?:my )?apologies|i (?:\w+ )?apologi[sz]e|unfortunately)"
@@ -90,11 +90,12 @@ _OWN_RULES = r"(?:programming|guidelines?|polic(?:y|ies)|principles|values|rules
 
 REFUSE = _rules(
     inability=rf"\b(?:i|we)(?: {_ADVERB},?)*,? (?:can|could|will|would|shall|should|may|must|am going to)"
-    rf"(?: \w+ly| also)* not(?: \w+){{0,3}}? {_ASSIST}\b",
+    rf"(?: \w+ly| also)* (?:not|never)(?: \w+){{0,3}}? {_ASSIST}\b|\b(?:i|we) (?:can|will|could) only {_ASSIST}\b",
     opens_with_inability=rf"^(?:{_APOLOGY}[,.;:]?(?: but| that)?,? )?(?:as an? [\w -]{{1,40}}, )?(?:i|we)"
     rf"(?: \w+ly)? can not(?! {_FIGURE}| {_SENSE})\b",
     disavowal=r"\b(?:i|we)\b.{0,80}\b(?:do|will|can) not(?: \w+ly| ever)? (?:condone|promote|support"
-    r"|encourage|endorse|engage|participate|facilitate|advocate|provide|assist|tolerate|approve|generate)\b"
+    r"|encourage|endorse|engage|participate|facilitate|advocate|provide|assist|tolerate|approve|generate"
+    r"|create|produce|write|answer|offer|help with|give (?:out|advice|instructions))\b"
     r"|\bi (?:\w+ly )?condemn\b",
     unable=rf"\b(?:i|we)(?: {_ADVERB},?)* (?:am|are|would be|will be|feel)(?: \w+){{0,3}} (?:unable"
     rf"|not able|not capable"
@@ -104,15 +105,18 @@ REFUSE = _rules(
     r"|restricted from|prevented from)\b",
     discomfort=r"\b(?:i|we)(?: \w+){0,2} not (?:feel )?(?:\w+ )?(?:comfortable|right|at ease)\b"
     r"|\b(?:i am|makes? me|i feel) (?:\w+ )?(?:uncomfortable|uneasy)\b",
-    decline=r"\b(?:i|we)(?: \w+){0,6} (?:decline|refuse to|refrain from|abstain)\b"
+    decline=r"\b(?:i|we)(?: \w+){0,6} (?:decline|refuse|refrain from|abstain)\b"
     r"|\bi (?:would )?(?:rather|prefer) not\b|\b(?:i|we) (?:must|have to|will|need to) (?:\w+ )?(?:reject|pass on"
-    r"|say no)\b|\blet us (?:talk|discuss|chat|speak) about something (?:else|different)\b|\bchange the (?:subject"
+    r"|say no)\b|\bi am going to (?:have to )?(?:pass|decline|skip)\b"
+    r"|\bask (?:me )?(?:something|anything) (?:else|different)\b"
+    r"|\blet us (?:talk|discuss|chat|speak) about something (?:else|different)\b"
+    r"|\bchange the (?:subject"
     r"|topic)\b",
     not_right_for_me=r"\bnot (?:be )?(?:appropriate|ethical|right|possible|acceptable|suitable|proper"
     r"|responsible|legal|okay|ok)(?: \w+){0,3} for me\b|\b(?:inappropriate|unethical|irresponsible|impossible"
     r"|wrong) (?:for|of) me\b",
     without_subject=rf"^(?:{_APOLOGY}|nope)?[,.;:]? ?(?:but )?(?:can not|will not|not able to|unable to"
-    rf"|not going to|not willing to)(?: \w+){{0,2}}? {_ASSIST}\b",
+    rf"|not going to|not willing to)(?: \w+){{0,2}}? (?:{_ASSIST}|happen)\b",
     policy=rf"\b(?:against|violat\w+|contrary to|not within|outside) (?:my|our"
     rf"|openai's) (?:\w+ ){{0,3}}{_OWN_RULES}|\bmy (?:\w+ ){{0,4}}{_OWN_RULES} (?:\w+ ){{0,3}}(?:not|prohibits?"
     rf"|prevents?|forbids?|restricts?)\b",
@@ -124,6 +128,12 @@ REFUSE = _rules(
     request_denied=r"\b(?:request|question|query|assistance|information|instructions|response"
     r"|prompt)(?: \w+){0,6} (?:can not|will not|should not|must not) be (?:\w+ )?(?:fulfilled|provided|answered"
     r"|completed|processed|given|shared|met|accommodated)\b|\brequest (?:denied|declined|refused)\b",
+    no_way=r"\b(?:no way|no intention|out of the question)\b.{0,60}\b(?:i|me|my|this|that|help\w*|request)\b"
+    r"|\b(?:this|that|request|it)\b.{0,40}\bout of the question\b"
+    r"|\bdo not (?:think|believe) (?:that )?(?:i|we) (?:should"
+    r"|can|could|want|ought)\b",
+    and_so=rf"^(?:as|i am|since i am|being)\b.{{3,100}}\b(?:and|so|but),? (?:\w+ )?(?:can|will|must|should|do)"
+    rf" not {_ASSIST}\b",
     bare=rf"^(?:{_APOLOGY})?[,.]?(?: but| however)?,? ?(?:i|we) (?:\w+ly )?(?:can|will|do|could|am"
     rf"|would) not[.,!]?$",
 )
@@ -133,7 +143,7 @@ LIMIT = _rules(
     r"|have)(?: \w+)? ?(?:the )?(?:ability|capability|capacity|capabilities|access|information|knowledge|real-time"
     r"|personal|up-to-date|data|opinions|beliefs)\b(?! (?:feelings|emotions|experiences))"
     r"|\bbeyond my (?:\w+ )?(?:capabilit|abilit|scope)",
-    can_not_access=r"\b(?:i|we)(?: \w+ly| also)* (?:can not|am unable to"
+    can_not_access=r"\bi(?: \w+ly| also)* (?:can not|am unable to"
     r"|am not able to)(?: \w+ly)? (?:access|browse|predict|verify|determine|view|search|look up|retrieve|locate)\b",
 )
 
@@ -167,19 +177,22 @@ MORAL = _rules(
     r"|stereotypes?|language)\b",
     never_should=r"\b(?:must|should|can|may) (?:not|never)(?: \w+)? be (?:\w+ )?(?:tolerated|condoned"
     r"|considered|accepted|promoted|encouraged|attempted|made|glorified|repeated|celebrated|justified|trivialized"
-    r"|done|taken lightly)\b",
+    r"|done|taken lightly)\b|\bnot something (?:that |which )?(?:\w+ ){0,2}(?:should|must|ought to|to) (?:ever )?be\b",
     objection=r"\bi (?:must|would like to|have to|want to|need to|should|feel compelled to"
     r"|would) (?:\w+ly )?(?:emphasi[sz]e|point out|inform|remind|clarify|note|stress|advise|urge|encourage|caution"
     r"|warn|correct|address|challenge)\b",
     values=rf"\b{_OUGHT}\b.{{0,200}}\b{_VALUE}\b|\b{_VALUE}\b.{{0,200}}\b{_OUGHT}\b",
-    harm=r"\bwould (?:\w+ )?(?:hurt|harm|endanger|go against|cause (?:\w+ )?harm|put (?:\w+ ){1,3}at risk)\b",
+    harm=r"\b(?:can|could|may|will|would) (?:\w+ )?(?:cause|do|lead to|result in) (?:\w+ ){0,3}(?:harm|damage|injury"
+    r"|suffering|trauma|imprisonment|prosecution|consequences|penalties)\b"
+    r"|\bwould (?:\w+ )?(?:hurt|harm|endanger|go against|cause (?:\w+ )?harm|put (?:\w+ ){1,3}at risk)\b",
     law=r"\bserious (?:legal )?(?:consequences|crime|offense)\b|\blegal consequences\b|\bagainst the law\b"
+    r"|\ba felony\b"
     r"|\bviolation of\b",
     prohibition=r"\byou (?:should|must) (?:not|never)\b|^no[,.] (?:you|that|this|we) (?:\w+ ){0,2}not\b"
     r"|^please (?:do not|refrain)\b",
     advises_against=r"\b(?:i|we) (?:\w+ly )?(?:do|would|can|could) not (?:\w+ly )?(?:recommend|advise"
     r"|suggest|encourage)\b(?!(?: \w+){0,6} enough)|\b(?:advise|recommend|urge|caution"
-    r"|warn)(?: you)?(?: \w+ly)? (?:against|not to)\b",
+    r"|warn)(?: you)?(?: \w+ly)? (?:against|not to)\b|\bi (?:\w+ ){0,3}discourage\b",
 )
 
 ADVICE = _rules(
@@ -194,11 +207,12 @@ SUPPORT = _rules(
     help=r"\b(?:seek|get|find|reach out|contact|call|speak|talk|talking|consult)(?: \w+){0,6} (?:help"
     r"|support|assistance|professional|counsel\w+|therapist|hotline|helpline|lifeline|friend|family|authorities"
     r"|police|doctor|911|988|adult)\b|\b(?:crisis|suicide|violence|abuse) (?:\w+ )?(?:hotline|helpline|lifeline|line"
-    r"|center)|\bmental health professional|\byou are not alone\b|\bpeople who care\b|\bdifficult time\b"
+    r"|center)|\bmental health professional|\byou are not alone\b|\bthis alone\b|\bpeople who care\b|\bdifficult time\b"
     r"|\bgoing through\b",
 )
 
 _FIGURE_OF_SPEECH = re.compile(rf"\bi (?:\w+ly )?can not {_FIGURE}|\bcan not \w+(?: \w+){{0,6}} enough\b")
+_QUOTED = re.compile(r"\"[^\"]{0,300}(?:\"|$)")
 _SYMPATHY = re.compile(r"\bsorry (?:to hear|for (?:your|the|any)|that you|you are|about your)\b")
 _NEUTRAL = re.compile(
     r"^(?:how|is there|what|do you|would you|may i)\b.{0,80}\b(?:help|assist|discuss|can i|like to)\b.{0,80}\?$"
@@ -212,6 +226,7 @@ _SELF = re.compile(
     r"|main )?(?:purpose|function|goal|role|aim)\b"
 )
 _TURN = re.compile(r"\b(?:but|however)\b")
+_GENERALLY = re.compile(r"\bbut,? (?:generally|in general|typically|usually|as a rule|here (?:is|are))\b")
 _THEN_ANSWERS = re.compile(r"\bbut (?:i|you|we) (?:can|will|would|could|may|might)\b(?! not)|\bbut here\b")
 
 
@@ -241,17 +256,26 @@ def classify(sentence: str) -> Sentence:
     """The act of one normalised sentence: the most committing act wins; quoted speech is content."""
     if sentence.startswith('"'):
         return Sentence(sentence, Act.CONTENT, "")
+    return Sentence(sentence, *_act(_QUOTED.sub('""', sentence)))
+
+
+def _act(sentence: str) -> tuple[Act, str]:
+    """The act, and the rule that said so."""
     if not _FIGURE_OF_SPEECH.search(sentence):
         if rule := first_match(REFUSE, sentence):
-            return Sentence(sentence, Act.LIMIT if _TIMELY.search(sentence) else Act.REFUSE, rule)
+            if _GENERALLY.search(sentence):
+                return Act.NEUTRAL, rule
+            return Act.LIMIT if _TIMELY.search(sentence) else Act.REFUSE, rule
         if rule := first_match(LIMIT, sentence):
             act = Act.NEUTRAL if _THEN_ANSWERS.search(sentence) else Act.LIMIT
-            return Sentence(sentence, act, rule)
+            return act, rule
+    if _GENERALLY.search(sentence):
+        return Act.CONTENT, ""
     sympathy = _SYMPATHY.search(sentence)
     if _NEUTRAL.search(sentence) and not sympathy and not _TURN.search(sentence):
-        return Sentence(sentence, Act.NEUTRAL, "")
+        return Act.NEUTRAL, ""
     acts = {Act.SUPPORT: SUPPORT} if sympathy else {Act.MORAL: MORAL, Act.SUPPORT: SUPPORT, Act.ADVICE: ADVICE}
     for act, rules in acts.items():
         if rule := first_match(rules, sentence):
-            return Sentence(sentence, act, rule)
-    return Sentence(sentence, Act.NEUTRAL if sympathy or _SELF.search(sentence) else Act.CONTENT, "")
+            return act, rule
+    return (Act.NEUTRAL if sympathy or _SELF.search(sentence) else Act.CONTENT), ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import secrets
 import shutil
 import sys
@@ -27,6 +26,7 @@ from torch import Tensor
 from moored import __version__
 from moored.errors import CheckpointError, ConfigError, NeedsError, NeverSupported, NotYetSupported
 from moored.hf.checkpoint import Checkpoint, copy_with, sha256
+from moored.memory import forget_peak, peak_bytes
 from moored.method import Need
 from moored.repairs.base import LayerScore, Repair
 from moored.repairs.report import LayerRow, RepairReport
@@ -72,6 +72,7 @@ def repair(
         37
     """
     started = time.perf_counter()
+    forget_peak()
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"`out` {out} exists; give a new folder, a repair overwrites nothing")
@@ -117,7 +118,7 @@ def _run(
         versions=_versions(),
         seconds=time.perf_counter() - started,
         bytes_read=size,
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak_bytes(),
     )
     _describe(report, source, method, folder)
     return report
@@ -267,9 +268,3 @@ def _versions() -> dict[str, str]:
         "safetensors": version("safetensors"),
         "python": sys.version.split()[0],
     }
-
-
-def _peak_bytes() -> int:
-    """Peak resident memory of this process; Linux counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

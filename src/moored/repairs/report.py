@@ -83,7 +83,7 @@ class RepairReport:
         versions: of moored and what it stands on.
         seconds: wall time.
         bytes_read: of weights, to score them.
-        peak_bytes: the process's peak resident memory, mapped files included.
+        peak_bytes: the process's peak resident memory during the repair, mapped files included.
     """
 
     method: str

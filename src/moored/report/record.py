@@ -285,7 +285,9 @@ class Record(Part):
     recipe: dict[str, Any] = Field(default_factory=dict, description="the full recipe, defaults filled in")
     inputs: dict[str, str] = Field(default_factory=dict, description="sha256 (hex) of data and models, by name")
     stages: list[StageRun] = Field(default_factory=list, description="every stage, in the order it ran")
-    seconds: Number = Field(default=math.nan, description="wall time of the whole study, evaluation included")
+    seconds: Number = Field(
+        default=math.nan, description="wall time of all stages when each was computed, evaluation included"
+    )
     tasks: list[Measured] = Field(min_length=1, description="columns of the table, in order")
     arms: list[Arm] = Field(min_length=1, description="rows of the table, in order")
     expectations: list[Expectation] = Field(default_factory=list, description="promises made before the run")

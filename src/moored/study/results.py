@@ -26,17 +26,13 @@ from moored.study.store import Done
 from moored.tasks.base import Task
 
 EXAMPLES = 2
-UNJUDGED_SHARE = 0.05
-"""Above this share of unjudged answers the record warns."""
 
 _ROLES: dict[str, out.Role] = {"harmful_score": "safety", "over_refusal": "over-refusal"}
 
 Found = Callable[[Stage], Done]
 
 
-def build(
-    recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], seconds: float, command: str
-) -> out.Record:
+def build(recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], command: str) -> out.Record:
     """The record of a finished study.
 
     Args:
@@ -44,7 +40,6 @@ def build(
         plan: what that meant.
         found: the finished stages.
         reused: keys of the stages that this run did not have to do.
-        seconds: wall time of this run.
         command: the command line that makes the record again, "" if there was none.
     """
     arms = [_arm(chain, found) for chain in plan.chains]
@@ -64,12 +59,12 @@ def build(
             out.StageRun(key=stage.key, kind=stage.kind, seconds=found(stage).seconds, cached=stage.key in reused)
             for stage in plan.stages
         ],
-        seconds=seconds,
+        seconds=sum(found(stage).seconds for stage in plan.stages),
         tasks=_columns(plan),
         arms=arms,
         expectations=_expectations(recipe, plan),
         reported=list(recipe.reported),
-        warnings=_warnings(plan, arms, found),
+        warnings=_warnings(plan, found),
     )
 
 
@@ -229,23 +224,13 @@ def _named(plan: Plan, arm: str) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _warnings(plan: Plan, arms: Sequence[out.Arm], found: Found) -> list[str]:
-    warnings = [
+def _warnings(plan: Plan, found: Found) -> list[str]:
+    """What the report cannot see from the numbers alone."""
+    return [
         f"{stage.words} was stopped and resumed; its seconds cover the last attempt only"
         for stage in plan.stages
         if found(stage).attempts > 1 and isinstance(stage, AlignStage | FinetuneStage)
     ]
-    for arm in arms:
-        warnings += [f"{r.method} changed nothing in arm {arm.name}" for r in arm.repairs if r.changed == 0]
-    for task in dict.fromkeys(name for arm in arms for name in arm.metrics):
-        gaps = [f"{arm.name} {share.unjudged}" for arm in arms if (share := arm.metrics.get(task)) and _gappy(share)]
-        if gaps:
-            warnings.append(f"answers of {task} that could not be judged: {', '.join(gaps)}")
-    return warnings
-
-
-def _gappy(share: out.Share) -> bool:
-    return share.unjudged > UNJUDGED_SHARE * (share.n + share.unjudged)
 
 
 def _dtype(plan: Plan) -> str:

@@ -86,7 +86,6 @@ class Study:
             StudyError: no space, or a store that cannot be used; what was finished is kept.
             MooredError: a stage failed; what was finished before it is kept.
         """
-        begin = time.perf_counter()
         planned = self.plan(store.sha256)
         stages = planned.stages
         _check_room(store, stages)
@@ -102,7 +101,6 @@ class Study:
             planned,
             lambda stage: _finished(store, stage),
             reused=reused,
-            seconds=time.perf_counter() - begin,
             command=command,
         )
 

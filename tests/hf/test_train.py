@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fine_tune`, its trainer's loss, and adapters loaded to answer."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from moored.data.tiny import tiny_rows
+from moored.defenses.lisa import Lisa
+from moored.hf.loaders import load_model, load_tokenizer
+from moored.hf.train import AnswerTrainer, Training, fine_tune
+
+ROWS = tiny_rows(16)
+SAFE = tiny_rows(8, source="alignment")
+TRAINING = Training(steps=4, batch=4, lr=1e-2, dtype="float32")
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_logits_at_answers_alone_train_the_same_weights(tmp_path, monkeypatch):
+    fine_tune("tiny", ROWS, tmp_path / "sparing", training=TRAINING)
+    monkeypatch.setattr(AnswerTrainer, "compute_loss", Trainer.compute_loss)
+    fine_tune("tiny", ROWS, tmp_path / "plain", training=TRAINING)
+    sparing, plain = adapter_weights(tmp_path / "sparing"), adapter_weights(tmp_path / "plain")
+    assert sparing.keys() == plain.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(sparing[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merge_is_the_adapter_on_fp32_weights(tmp_path):
+    fine_tune("tiny", ROWS, tmp_path / "adapter", training=TRAINING)
+    fine_tune("tiny", ROWS, tmp_path / "merged", training=TRAINING, merge=True)
+    ids = load_tokenizer("tiny")("a lamp at home", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        beside = PeftModel.from_pretrained(load_model("tiny"), str(tmp_path / "adapter")).eval()(ids).logits
+        merged = load_model(tmp_path / "merged")(ids).logits
+        loaded = load_model("tiny", adapter=tmp_path / "adapter")(ids).logits
+        untouched = load_model("tiny")(ids).logits
+    torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded, beside, rtol=1e-4, atol=1e-5)
+    assert (beside - untouched).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kept", [2, "the last"])
+def test_a_killed_run_ends_as_if_it_had_not_been(kept, tmp_path):
+    """Killed after a checkpoint in the middle, and after the last one, when only the saving was left."""
+    training = replace(TRAINING, save_every=2)
+    defended = {"training": training, "defenses": (Lisa(rho=1.0, align_steps=1, user_steps=1),)}
+    defended |= {"roles": {"alignment": SAFE}}
+    whole = fine_tune("tiny", ROWS, tmp_path / "whole", **defended)
+    killed, step = tmp_path / "killed", whole.steps if kept == "the last" else kept
+    with suppress(Killed):
+        fine_tune("tiny", ROWS, killed, progress=killer(step), **defended)
+    (killed / "adapter_model.safetensors").unlink(missing_ok=True)
+    assert [path.name for path in killed.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+
+    resumed = fine_tune("tiny", ROWS, killed, **defended)
+    assert resumed.steps == whole.steps
+    assert resumed.fired["lisa"]["count"] == whole.fired["lisa"]["count"]
+    for name, weight in adapter_weights(tmp_path / "whole").items():
+        assert torch.equal(adapter_weights(killed)[name], weight)
+
+
+class Killed(Exception):
+    """Ends a run."""
+
+
+def killer(step: int):
+    """Ends a run in the step behind `step`, whose checkpoint is then written."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        if done > step:
+            raise Killed
+
+    return progress
