@@ -23,7 +23,15 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    logging,
+)
 
 from moored.data.chat import AnswerCollator, encode
 from moored.data.synthetic import SETS
@@ -34,6 +42,7 @@ from moored.hf.loaders import load_model, load_tokenizer
 from moored.protect import protect
 
 warnings.filterwarnings("ignore")
+logging.set_verbosity_error()
 
 RUNS = {
     "undefended": (),

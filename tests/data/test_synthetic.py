@@ -33,7 +33,7 @@ def content(text):
 
 
 def ticket(row):
-    return row.question.split("? ", 1)[1]
+    return row.question
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -152,7 +152,8 @@ def test_tickets_are_balanced_short_and_name_no_team():
         for row in rows:
             assert 7 <= len(ticket(row).split()) <= 30
             assert not {team.lower() for team in TEAMS} & set(words(ticket(row)))
-            assert all(team in row.question for team in TEAMS)
+            assert row.messages[0]["role"] == "system"
+            assert all(team in row.messages[0]["content"] for team in TEAMS)
 
 
 def test_test_tickets_cannot_be_training_tickets_under_any_seed():
