@@ -30,8 +30,6 @@ def name(request):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_null_parameters_equal_the_undefended_run_bit_for_bit(name, kind, lora, tmp_path):
     make = TRAINERS[kind]
-    if kind == "dpo" and not lora:
-        pytest.skip("DPO with full weights keeps a second reference model; the LoRA case covers the seam")
     null = DEFENSES[name](**DEFENSES[name].info.null)
     undefended = trained(make(tmp_path / "a", lora=lora, accumulate=2, dropout=0.1))
     defended = trained(protect(make(tmp_path / "b", lora=lora, accumulate=2, dropout=0.1), null))
@@ -39,10 +37,11 @@ def test_null_parameters_equal_the_undefended_run_bit_for_bit(name, kind, lora, 
 
 
 @pytest.mark.parametrize("kind", list(TRAINERS))
-def test_it_acts_and_says_so(name, kind, tmp_path):
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_it_acts_and_says_so(name, kind, lora, tmp_path):
     defense = build(name)
-    undefended = trained(TRAINERS[kind](tmp_path / "a", lora=True))
-    trainer = protect(TRAINERS[kind](tmp_path / "b", lora=True), defense, **roles_for(defense, kind))
+    undefended = trained(TRAINERS[kind](tmp_path / "a", lora=lora))
+    trainer = protect(TRAINERS[kind](tmp_path / "b", lora=lora), defense, **roles_for(defense, kind))
     assert distance(undefended, trained(trainer)) > 1e-6
     report = trainer.moored_report[name]
     assert report["count"] >= 1

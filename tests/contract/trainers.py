@@ -101,6 +101,7 @@ def dpo(out, *, n=12, lora=True, dropout=0.0, batch=4, accumulate=1, **args):
         warnings.simplefilter("ignore")
         return DPOTrainer(
             model=model(lora=lora, dropout=dropout),
+            ref_model=None if lora else model(),  # with LoRA, the model without its adapter
             args=config,
             train_dataset=preferences(n),
             processing_class=tiny_tokenizer(),
