@@ -11,7 +11,6 @@ per run. Exit code 1 if a ratio is over its threshold.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from moored.data.tiny import tiny_tokenizer
 from moored.defenses.lisa import Lisa
 from moored.defenses.vaccine import Vaccine
 from moored.hf.loaders import load_model, load_tokenizer
+from moored.memory import peak_bytes as measured_peak
 from moored.protect import protect
 
 warnings.filterwarnings("ignore")
@@ -127,9 +127,9 @@ def seconds_per_step(name: str, model: str, steps: int) -> float:
 
 
 def peak_bytes(name: str, model: str) -> int:
-    """Peak memory of a process that takes two steps."""
+    """Peak memory of a process that takes four steps, a whole cycle of Lisa."""
     command = [sys.executable, __file__, "--peak", name, "--model", model]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def main() -> int:
@@ -142,8 +142,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.peak:
-        build(options.peak, options.model, 1)[0].train()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        build(options.peak, options.model, 3)[0].train()
+        print(measured_peak())
         return 0
     rounds = [
         {name: seconds_per_step(name, options.model, options.steps) for name in RUNS} for _ in range(options.rounds)
