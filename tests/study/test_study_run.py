@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from moored.errors import StudyError
+from moored.report.headline import alarms
 from moored.report.record import Record
 from moored.study.patch import merge
 from moored.study.recipe import Recipe
@@ -152,7 +153,7 @@ def test_gibberish_is_not_measured_and_never_a_default(tree: dict[str, Any], sto
     share = record.arm("plain").metrics["harmful_requests"]
     assert math.isnan(share.value)
     assert (share.n, share.unjudged) == (0, 4)
-    assert any("could not be judged" in warning for warning in record.warnings)
+    assert any("could not be judged" in warning for warning in alarms(record))
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(

@@ -50,7 +50,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
     try:
         text = str(
             tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [{"role": message["role"], "content": message["content"]} for message in messages],
                 tokenize=False,
                 add_generation_prompt=generation,
                 enable_thinking=False,
