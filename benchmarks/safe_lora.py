@@ -13,10 +13,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from moored.memory import forget_peak, peak_bytes
 from moored.repairs.base import Delta, Layer
 from moored.repairs.safe_lora import SafeLoRA
 
@@ -74,19 +74,14 @@ def timed(function, inputs):
     return time.perf_counter() - start
 
 
-def status(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def peak(name, size, rank):
     """Peak resident memory above the inputs, in a process that has run nothing of that size before [bytes]."""
     METHODS[name](*problem(64, rank))
     inputs = problem(size, rank)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
+    forget_peak()
+    before = peak_bytes()
     METHODS[name](*inputs)
-    return status("VmHWM") - before
+    return peak_bytes() - before
 
 
 def peak_elsewhere(name, options):

@@ -38,7 +38,7 @@ from moored.data.tiny import tiny_tokenizer
 from moored.defenses.lisa import Lisa
 from moored.defenses.vaccine import Vaccine
 from moored.hf.loaders import load_model, load_tokenizer
-from moored.memory import peak_bytes as measured_peak
+from moored.memory import peak_bytes
 from moored.protect import protect
 
 warnings.filterwarnings("ignore")
@@ -126,7 +126,7 @@ def seconds_per_step(name: str, model: str, steps: int) -> float:
     return statistics.median(clock.seconds[1:])
 
 
-def peak_bytes(name: str, model: str) -> int:
+def peak_elsewhere(name: str, model: str) -> int:
     """Peak memory of a process that takes four steps, a whole cycle of Lisa."""
     command = [sys.executable, __file__, "--peak", name, "--model", model]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
@@ -143,12 +143,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.peak:
         build(options.peak, options.model, 3)[0].train()
-        print(measured_peak())
+        print(peak_bytes())
         return 0
     rounds = [
         {name: seconds_per_step(name, options.model, options.steps) for name in RUNS} for _ in range(options.rounds)
     ]
-    peaks = {name: peak_bytes(name, options.model) for name in RUNS}
+    peaks = {name: peak_elsewhere(name, options.model) for name in RUNS}
     failed = []
     result = {}
     print(f"{'run':20} {'s/step':>8} {'ratio':>7} {'limit':>6} {'peak GiB':>9} {'ratio':>6}")

@@ -8,7 +8,6 @@ with is read once.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 from moored.data.chat import prompt_ids
 from moored.data.schema import Message
 from moored.errors import DataError, NotYetSupported, require
-from moored.hf.hooks import own_model
+from moored.hf.hooks import forward_takes, own_model
 
 _COMPACT_BELOW = 0.8
 """The batch is cut to its live rows when they are at most this share of it: a cut copies the cache."""
@@ -125,9 +124,8 @@ def _forward(
     cache: Cache | None,
 ) -> tuple[Float[Tensor, "rows vocabulary"], Cache]:
     """The logits behind each row's last token, and the cache with the new tokens in it."""
-    inner = own_model(model)  # PEFT's forward takes anything; the model's own says what
     # Without it, the logits of all prompt tokens are kept: rows x length x vocabulary.
-    sparing = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    sparing = forward_takes(model, "logits_to_keep")
     out = model(
         input_ids=ids,
         attention_mask=mask,
@@ -137,7 +135,8 @@ def _forward(
         **({"logits_to_keep": 1} if sparing else {}),
     )
     if not isinstance(getattr(out, "past_key_values", None), Cache):
-        raise NotYetSupported(f"generation needs a model with a key-value cache; {type(inner).__name__} returns none")
+        kind = type(own_model(model)).__name__
+        raise NotYetSupported(f"generation needs a model with a key-value cache; {kind} returns none")
     return out.logits[:, -1], out.past_key_values
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,11 @@ def own_model(model: Any) -> Any:
     """The model itself where PEFT has wrapped it: adapters included, with the model's own signature."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if callable(unwrap) else model
+
+
+def forward_takes(model: Any, argument: str) -> bool:
+    """Whether the model's own forward names an argument; PEFT's takes anything."""
+    return argument in inspect.signature(own_model(model).forward).parameters
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ from moored.data.chat import IGNORED, AnswerCollator, encode
 from moored.data.schema import Row
 from moored.defenses.base import Defense
 from moored.errors import require
-from moored.hf.hooks import own_model
+from moored.hf.hooks import forward_takes
 from moored.hf.loaders import DType, load_model, load_tokenizer
 from moored.hf.monitor import DriftMonitor
 from moored.memory import forget_peak, peak_bytes
@@ -278,7 +277,7 @@ class AnswerTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean cross-entropy over the answer tokens of the optimizer step."""
-        if return_outputs or "logits_to_keep" not in self._forward_arguments:
+        if return_outputs or not self._spares_logits:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
@@ -291,8 +290,8 @@ class AnswerTrainer(Trainer):
         return total / (num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum())
 
     @cached_property
-    def _forward_arguments(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(own_model(self.accelerator.unwrap_model(self.model)).forward).parameters
+    def _spares_logits(self) -> bool:
+        return forward_takes(self.accelerator.unwrap_model(self.model), "logits_to_keep")
 
 
 class _Follower(TrainerCallback):

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -85,10 +86,9 @@ def repair(
     )
     _check_places(source, method, out)
     given = {"out": out, "tuned": tuned, "aligned": aligned, "base": base}
+    names = {role: None if where is None else str(where) for role, where in given.items()}
     with _staging(out) as folder:
-        return _run(
-            source, method, folder, progress, started, {k: None if v is None else str(v) for k, v in given.items()}
-        )
+        return _run(source, method, folder, progress, started, names)
 
 
 def _run(
@@ -97,7 +97,7 @@ def _run(
     folder: Path,
     progress: Progress | None,
     started: float,
-    given: dict[str, str | None],
+    names: dict[str, Any],
 ) -> RepairReport:
     """Both passes into `folder`, and the report beside the weights."""
     scores, size = _score(source, method, progress)
@@ -107,18 +107,15 @@ def _run(
     report = RepairReport(
         method=method.info.name,
         parameters=method.parameters(),
-        out=given["out"] or "",
-        tuned=given["tuned"] or "",
-        aligned=given["aligned"],
-        base=given["base"],
         modules=tuple(rows.values()),
         untouched=source.untouched,
-        notes=_notes(source, given["aligned"], rows),
+        notes=_notes(source, names["aligned"], rows),
         inputs={str(file): sha256(file) for file in _inputs(source)},
         versions=_versions(),
         seconds=time.perf_counter() - started,
         bytes_read=size,
         peak_bytes=peak_bytes(),
+        **names,
     )
     _describe(report, source, method, folder)
     return report

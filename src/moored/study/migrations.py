@@ -55,8 +55,8 @@ def migrate(connection: sqlite3.Connection) -> None:
     Raises:
         StudyError: the database was made by a newer version of the package.
     """
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:  # commits, or rolls back whatever ends it
+        connection.execute("BEGIN IMMEDIATE")
         applied = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if applied > len(MIGRATIONS):
             raise StudyError(
@@ -66,7 +66,3 @@ def migrate(connection: sqlite3.Connection) -> None:
         for migration in MIGRATIONS[applied:]:
             migration(connection)
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
