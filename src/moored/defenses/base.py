@@ -48,6 +48,10 @@ class Defense(ABC):
         """The configuration as plain JSON, for checkpoints and reports."""
         return asdict(self)
 
+    def tells_rows_apart(self) -> bool:
+        """Whether this configuration needs every line of a batch to hold one row, not several packed into it."""
+        return False
+
     def curate(self, rows: Any, roles: Mapping[str, Any], seed: int) -> Any:
         """The dataset to train on instead of `rows`; all are prepared by the trainer already."""
         return rows

@@ -94,6 +94,10 @@ class Vaccine(Defense):
         """The paper's main setting: rho = 2 (Sec. 5.1, every table but 4), every step, one norm for all."""
         return cls(rho=2.0)
 
+    def tells_rows_apart(self) -> bool:
+        """Where every row has a radius of its own."""
+        return self.norm_scope == "sample"
+
     def attach(self, ctx: Context) -> None:
         """Hook every self-attention module once; the hooks are inert outside the two passes."""
         if uses_reentrant_checkpointing(ctx.trainer.model):

@@ -19,7 +19,7 @@ def check(trainer: Any, defenses: Sequence[Defense], roles: Sequence[str]) -> No
     Raises:
         ConfigError: nothing to apply, applied twice, or a role that no defence reads.
         NeedsError: a role is missing.
-        NeverSupported, NotYetSupported: the trainer is set up so that a defence could not act.
+        NeverSupported, NotYetSupported: the trainer is set up so that a defence could not act, or not as configured.
     """
     if not defenses:
         raise ConfigError("protect() needs at least one defence, for example protect(trainer, Lisa(), alignment=rows)")
@@ -38,6 +38,7 @@ def check(trainer: Any, defenses: Sequence[Defense], roles: Sequence[str]) -> No
     touched = frozenset().union(*(d.touches for d in defenses))
     for look in CHECKS:
         look(trainer, touched)
+    _no_packing_of_rows_told_apart(trainer, defenses)
 
 
 def _no_deepspeed(trainer: Any, touched: frozenset[str]) -> None:
@@ -123,6 +124,16 @@ def _no_stream_under_a_plan(trainer: Any, touched: frozenset[str]) -> None:
         )
     if trainer.args.auto_find_batch_size:
         raise NotYetSupported("auto_find_batch_size changes the batch plan in mid-run; set the batch size by hand")
+
+
+def _no_packing_of_rows_told_apart(trainer: Any, defenses: Sequence[Defense]) -> None:
+    packs = [name for name in ("packing", "padding_free") if getattr(trainer.args, name, False)]
+    for defense in defenses:
+        if packs and defense.tells_rows_apart():
+            raise NotYetSupported(
+                f"{type(defense).__name__} with {defense.parameters()} treats every row by itself, and {packs[0]}=True "
+                f"puts several rows into one line; set {packs[0]}=False"
+            )
 
 
 CHECKS: tuple[Callable[[Any, frozenset[str]], None], ...] = (

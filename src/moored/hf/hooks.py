@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -51,3 +53,14 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
         )
     language = {name: found for name, found in stacks.items() if "vision" not in name and "encoder" not in name}
     return max((language or stacks).values(), key=len)
+
+
+@contextlib.contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside; afterwards the model's own mode again."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

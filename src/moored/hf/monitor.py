@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from moored.data.chat import AnswerCollator, encode
 from moored.data.schema import Row
 from moored.errors import require
-from moored.hf.hooks import own_model
+from moored.hf.hooks import in_evaluation, own_model
 
 
 class DriftMonitor(TrainerCallback):
@@ -76,7 +75,7 @@ def hidden_embeddings(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tenso
     device = next(model.parameters()).device
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     answers = (batch["labels"] != -100).to(device)
-    with _in_evaluation(model):
+    with in_evaluation(model):
         hidden = _body(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return hidden[answers].float()
 
@@ -85,13 +84,3 @@ def _body(model: Any) -> Any:
     """The decoder without its output layer, adapters included."""
     decoder = own_model(model)
     return decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder.base_model
-
-
-@contextlib.contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -103,13 +103,14 @@ class TrainingSpec(Part):
     rank: int = Field(default=8, ge=1, description="LoRA rank r")
     alpha: int = Field(default=16, ge=1, description="LoRA alpha; the update is scaled by alpha / r")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout, 0-1")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="modules that LoRA is put on"
+    targets: Literal["all-linear", "attention"] | tuple[str, ...] = Field(
+        default="all-linear", description="modules that LoRA is put on: all linear ones, those of attention, or names"
     )
     max_length: int = Field(default=256, ge=8, description="longest row [tokens]; longer ones are cut")
     schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="of the learning rate")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with a rising learning rate, 0-1")
     full: bool = Field(default=False, description="train all weights instead of a LoRA adapter")
+    pack: bool = Field(default=True, description="rows share lines instead of padding, where the model allows it")
     dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="compute precision")
     save_every: int = Field(default=0, ge=0, description="steps between checkpoints for resume; 0 = none")
 
