@@ -11,8 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from moored.data.tiny import tiny_rows
+from moored.data.tiny import tiny_model, tiny_rows, tiny_tokenizer
 from moored.defenses.lisa import Lisa
+from moored.errors import ConfigError
 from moored.hf.loaders import load_model, load_tokenizer
 from moored.hf.train import AnswerTrainer, Training, fine_tune
 
@@ -47,6 +48,29 @@ def test_a_merge_is_the_adapter_on_fp32_weights(tmp_path):
     torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loaded, beside, rtol=1e-4, atol=1e-5)
     assert (beside - untouched).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers"),
+    [
+        ("llama", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("gpt2", {"c_attn", "c_proj"}),
+        ("phi3", {"qkv_proj", "o_proj"}),
+    ],
+)
+def test_adapters_on_attention_alone(arch, layers, tmp_path):
+    tiny_model(arch).save_pretrained(tmp_path / arch)
+    tiny_tokenizer().save_pretrained(tmp_path / arch)
+    fine_tune(tmp_path / arch, ROWS, tmp_path / "out", training=replace(TRAINING, targets="attention"))
+    adapted = {name.partition(".lora_")[0] for name in adapter_weights(tmp_path / "out")}
+    assert {name.rpartition(".")[2] for name in adapted} == layers
+    assert {name.split(".")[-2] for name in adapted} == {"attn" if arch == "gpt2" else "self_attn"}
+
+
+def test_a_target_that_no_module_has_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="unknown LoRA target 'q_prj'; did you mean 'q_proj'"):
+        fine_tune("tiny", ROWS, tmp_path / "out", training=replace(TRAINING, targets=("q_prj",)))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kept", [2, "the last"])

@@ -212,6 +212,7 @@ def _trainable(where: str | Path, training: Training) -> nn.Module:
         lora_alpha=training.alpha,
         lora_dropout=training.dropout,
         target_modules=_targets(model, training.targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
@@ -224,8 +225,10 @@ def _targets(model: nn.Module, wanted: str | tuple[str, ...]) -> str | list[str]
         ConfigError: a name that no module of the model ends in.
     """
     if wanted == "attention":
-        parts = [part for module in attention_modules(model).values() for part in module.named_modules()]
-        return sorted({name.rpartition(".")[2] for name, part in parts if isinstance(part, (nn.Linear, Conv1D))})
+        # "self_attn.q_proj", not "q_proj" alone: GPT-2 calls a layer of its attention and one of its MLP `c_proj`.
+        attention = {f"{name.rpartition('.')[2]}.": module for name, module in attention_modules(model).items()}
+        parts = [(head + name, part) for head, module in attention.items() for name, part in module.named_modules()]
+        return sorted(name for name, part in parts if isinstance(part, (nn.Linear, Conv1D)))
     if isinstance(wanted, str):
         return wanted
     last_names = {last for name, _ in model.named_modules() if not (last := name.rpartition(".")[2]).isdigit()}
