@@ -341,3 +341,11 @@ def test_yaml_of_the_user_with_windows_line_ends(tmp_path: Path, capsys: pytest.
     path.write_bytes(text.replace("\n", "\r\n").encode())
     code, _, err = said(capsys, "run", str(path), "--out", str(tmp_path / "o"))
     assert (code, "model folder ./nowhere does not exist" in err) == (2, True)
+
+
+def test_audit_keeps_the_libraries_bars_off_the_screen():
+    """In a process of its own: the libraries read their settings when they are imported."""
+    command = [sys.executable, "-m", "moored", "audit", "tiny", "--n", "2", "--tasks", "utility"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert "accuracy" in done.stdout
+    assert "%|" not in done.stderr

@@ -44,6 +44,9 @@ def audit(
 
     Give an adapter to see it beside the model that it was made from. Nothing is trained or changed.
     """
+    from moored.cli.quiet import quiet
+
+    quiet()
     from moored.cli.settings import parameters
     from moored.cli.studies import show
 
@@ -100,9 +103,6 @@ def _subjects(model: str, base: str) -> dict[str, tuple[str, Path | None]]:
 
 
 def _measure(where: str, adapter: Path | None, tasks: dict[str, Task]) -> list[Outcome]:
-    from moored.cli.quiet import quiet
-
-    quiet()
     from rich.console import Console
     from rich.progress import Progress
 
