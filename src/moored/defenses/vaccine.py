@@ -59,6 +59,7 @@ class Vaccine(Defense):
     Raises:
         ConfigError: a parameter is out of range.
         NeverSupported: reentrant checkpointing.
+        NotYetSupported: `norm_scope="sample"` where the trainer packs several rows into a line.
 
     Example:
         >>> Vaccine(rho=2.0).parameters()
