@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows that share lines: the loss and gradient of padded rows, and no sharing where a model mixes them up."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from contract.trainers import model as build
@@ -97,11 +100,9 @@ def test_a_model_that_takes_no_positions_is_not_packed():
 
 
 def test_packed_training_ends_in_the_weights_of_padded_training(tmp_path):
-    from safetensors.torch import load_file
-
     rows, ends = tiny_rows(18) + tiny_rows(6, "harmful"), {}
     for pack in (True, False):
-        report = fine_tune("tiny", rows, tmp_path / str(pack), training=Training(**{**vars(TINY), "pack": pack}))
+        report = fine_tune("tiny", rows, tmp_path / str(pack), training=replace(TINY, pack=pack))
         assert report.packed is pack
         ends[pack] = load_file(tmp_path / str(pack) / "adapter_model.safetensors")
     assert ends[True].keys() == ends[False].keys()
@@ -123,7 +124,7 @@ def test_vaccine_perturbs_shared_lines_as_it_does_padded_ones(tmp_path):
     """The radius is shared by the batch, and fillers carry no gradient."""
     found = {}
     for pack in (True, False):
-        training = Training(**{**vars(TINY), "pack": pack, "steps": 1, "batch": 12})
+        training = replace(TINY, pack=pack, steps=1, batch=12)
         defense = Vaccine(rho=0.5)
         report = fine_tune("tiny", tiny_rows(12), tmp_path / str(pack), training=training, defenses=[defense])
         found[pack] = report.log[-1]["train_loss"]  # of the perturbed pass

@@ -13,6 +13,7 @@ import typer
 import moored
 from moored.cli import attack, audit, cite, demo, doctor, judge, repair, run
 from moored.cli import list as listing
+from moored.cli.quiet import quiet
 from moored.errors import MooredError
 
 WRONG, STOPPED = 2, 130
@@ -53,7 +54,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    quiet()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,9 +44,6 @@ def audit(
 
     Give an adapter to see it beside the model that it was made from. Nothing is trained or changed.
     """
-    from moored.cli.quiet import quiet
-
-    quiet()
     from moored.cli.settings import parameters
     from moored.cli.studies import show
 

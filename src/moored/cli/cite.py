@@ -10,9 +10,6 @@ import typer
 
 def cite(names: Annotated[list[str], typer.Argument(help="Defences and repairs, e.g. lisa safe_lora.")]) -> None:
     """Print BibTeX for methods; baselines without a paper are left out."""
-    from moored.cli.quiet import quiet
-
-    quiet()
     from moored.catalogue import catalogue
     from moored.errors import unknown
     from moored.method import citation

@@ -14,9 +14,6 @@ def list_methods(
     ] = "",
 ) -> None:
     """List methods, tasks, judges and recipes, with stage, needs, cost and paper."""
-    from moored.cli.quiet import quiet
-
-    quiet()
     from rich.console import Console
 
     from moored.catalogue import Noun, catalogue

@@ -41,11 +41,9 @@ def repair(
     Writes the weights, a report with one row per module (moored.json) and a model card. Exit code 3 if nothing was
     changed: then the output equals the input, and a stronger setting is needed.
     """
-    from moored.cli.quiet import quiet
     from moored.cli.settings import parameters
 
     given = parameters(sets or [])
-    quiet()
     from rich.console import Console
     from rich.progress import Progress
 

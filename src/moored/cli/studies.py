@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moored.cli.quiet import quiet
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,7 +32,6 @@ def run_study(recipe: Recipe, *, out: Path, store: Path | None) -> int:
     Returns:
         0, or 130 if it was stopped by Ctrl-C.
     """
-    quiet()
     begin = time.monotonic()
     from rich.console import Console
 

@@ -47,6 +47,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
     """
     if not tokenizer.chat_template:
         return _plain(tokenizer, messages, generation)
+    folded = _without_system(messages)
+    text = None
     try:
         text = str(
             tokenizer.apply_chat_template(
@@ -57,12 +59,11 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
             )
         )
     except TemplateError as error:
-        if folded := _without_system(messages):
-            return render(tokenizer, folded, generation=generation)
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(f"the tokenizer's chat template refuses a chat of the turns ({roles}): {error}") from error
-    if messages[0]["content"].strip() not in text and (folded := _without_system(messages)):
-        return render(tokenizer, folded, generation=generation)
+        if not folded:
+            roles = ", ".join(message["role"] for message in messages)
+            raise DataError(f"the tokenizer's chat template refuses a chat of the turns ({roles}): {error}") from error
+    if text is None or (folded and messages[0]["content"].strip() not in text):
+        return render(tokenizer, folded, generation=generation)  # a system turn that it refuses or drops
     return text
 
 

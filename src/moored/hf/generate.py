@@ -20,7 +20,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 from moored.data.chat import prompt_ids
 from moored.data.schema import Message
 from moored.errors import DataError, NotYetSupported, require
-from moored.hf.hooks import forward_takes, own_model
+from moored.hf.hooks import forward_takes, in_evaluation, own_model
 
 _COMPACT_BELOW = 0.8
 """The batch is cut to its live rows when they are at most this share of it: a cut copies the cache."""
@@ -69,7 +69,7 @@ def generate(
     ends = _end_tokens(model, tokenizer)
     answers = [""] * len(ids)
     done = 0
-    with _evaluating(model), _contiguous_head(model), torch.inference_mode():
+    with in_evaluation(model), _contiguous_head(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             for row, tokens in _greedy(model, [ids[i] for i in chosen], ends, max_new_tokens):
@@ -201,21 +201,6 @@ def _end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozens
     named = getattr(config, "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
     return frozenset(end for end in (*several, tokenizer.eos_token_id) if end is not None)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module's own mode again.
-
-    Evaluation mode is also what makes gradient checkpointing leave the cache alone.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -55,12 +55,16 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     return max((language or stacks).values(), key=len)
 
 
-@contextlib.contextmanager
+@contextmanager
 def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards the model's own mode again."""
-    training = model.training
+    """Evaluation mode inside; afterwards every module's own mode again.
+
+    Evaluation mode is also what makes gradient checkpointing leave the cache alone.
+    """
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training

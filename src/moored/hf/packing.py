@@ -73,6 +73,7 @@ def keeps_rows_apart(model: Any) -> bool:
     Args:
         model: a causal language model, adapters included.
     """
+    # Without `logits_to_keep` the trainer's loss is the model's own, with a cache, which hides where rows begin.
     if not (forward_takes(model, "position_ids") and forward_takes(model, "logits_to_keep")):
         return False
     row, other = torch.arange(4), torch.arange(4, 8)
