@@ -234,6 +234,18 @@ class Context:
         rows = drawn(first, count * size, len(self.roles[role]), seed=seed, salt=salt)
         return [self.collate(role, rows[i * size : (i + 1) * size]) for i in range(count)]
 
+    def generator(self, *, shared: bool) -> torch.Generator:
+        """Random numbers for the optimizer step under way: a function of seed and step, so the same after a resume.
+
+        Args:
+            shared: the same in all processes, on the CPU; else each process's own, on its device.
+        """
+        args = self.trainer.args
+        seed = args.seed * 1_000_003 + self.step
+        if shared:
+            return torch.Generator().manual_seed(seed)
+        return torch.Generator(args.device).manual_seed(seed * args.world_size + args.process_index)
+
     def every_batch(self, role: str) -> Iterator[Batch]:
         """All rows of a role once, in order; every process gets all."""
         size = self.trainer._train_batch_size

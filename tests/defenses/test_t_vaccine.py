@@ -104,16 +104,20 @@ def test_all_layers_are_vaccine_bit_for_bit(tmp_path):
     )
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def test_layers_are_drawn_one_after_the_other_with_their_probabilities():
     p = torch.tensor([0.5, 0.3, 0.2, 0.0])
-    draws = [draw_layers(p, 2, seed=1, step=step) for step in range(4000)]
-    assert draws[7] == draw_layers(p, 2, seed=1, step=7)
+    draws = [draw_layers(p, 2, seeded(step)) for step in range(4000)]
+    assert draws[7] == draw_layers(p, 2, seeded(7))
     assert all(len(set(d)) == 2 for d in draws)
     for i in range(3):
         others = [j for j in range(3) if j != i]
         wanted = p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in others)
         assert sum(i in d for d in draws) / 4000 == pytest.approx(float(wanted), abs=0.03)
-    assert draw_layers(p, 4, seed=1, step=0) == [0, 1, 2, 3]
+    assert draw_layers(p, 4, seeded(0)) == [0, 1, 2, 3]
     assert all(3 not in d for d in draws)
 
 

@@ -16,7 +16,7 @@ from moored.defenses.base import Batch, Defense
 from moored.errors import DataError, require
 from moored.hf.sharding import require_whole
 from moored.method import MethodInfo, Need
-from moored.ops.gradient import add_, wide
+from moored.ops.gradient import add_, dot, wide
 from moored.ops.perturb import length
 from moored.randomness import same_randomness
 
@@ -178,7 +178,7 @@ class EWC(Defense):
         pulls = [lam * fisher[name] * gap for name, gap in zip(ctx.weights, gaps, strict=True)]
         norm = length(pulls)
         ctx.log("ewc/drift", length(gaps))
-        ctx.log("ewc/penalty", 0.5 * sum(_dot(pull, gap) for pull, gap in zip(pulls, gaps, strict=True)))
+        ctx.log("ewc/penalty", 0.5 * dot(pulls, gaps))
         add_(list(ctx.weights.values()), pulls)
         if norm > 0:  # at the start of the run there is nothing to pull back
             ctx.fired(self, norm, unit)
@@ -188,7 +188,3 @@ def _mean(tensors: list[Tensor]) -> float:
     """Over all entries of all tensors."""
     total = sum(float(t.sum(dtype=torch.float64)) for t in tensors)
     return total / sum(t.numel() for t in tensors)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum())

@@ -149,7 +149,6 @@ class RepNoise(Defense):
         live["mlps"] = mlp_modules(ctx.model) if self.beta else {}
         live["layers"] = decoder_layers(ctx.model) if self.alpha else {}
         live["norm"] = final_norm(ctx.model) if self.alpha else None
-        live["generator"] = torch.Generator(ctx.trainer.args.device)
         ctx.read({**live["mlps"], **live["layers"]})
 
     def loss(self, ctx: Context, batch: Batch, own: Tensor) -> Tensor:
@@ -159,8 +158,7 @@ class RepNoise(Defense):
             return own
         live = ctx.live(self)
         if ctx.first_micro_batch:
-            args = ctx.trainer.args
-            live["generator"].manual_seed((args.seed * 1_000_003 + ctx.step) * args.world_size + args.process_index)
+            live["generator"] = ctx.generator(shared=False)
         partner: dict[Prompt, int] = live["partners"]
         rows = [partner[prompt] for prompt in prompts(batch) if prompt in partner]
         ctx.log("rep_noise/pairs", float(len(rows)))

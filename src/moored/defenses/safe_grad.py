@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from moored.context import Context
@@ -18,7 +16,7 @@ from moored.hf.reader import answer_labels
 from moored.hf.sharding import whole
 from moored.method import MethodInfo, Need
 from moored.ops.divergence import kl
-from moored.ops.gradient import add_, wide
+from moored.ops.gradient import add_, dot
 
 AlignmentLoss = Literal["kl", "ce"]
 
@@ -127,14 +125,15 @@ class SafeGrad(Defense):
         kl_or_own = (lambda batch: _kl(ctx, batch)) if self.alignment_loss == "kl" else None
         aligned, loss = ctx.gradient_on(ctx.window(Need.ALIGNMENT.value), kl_or_own)
         own = {name: w.grad for name, w in ctx.weights.items() if w.grad is not None}
-        overlap, square = dot(own, aligned), dot(aligned, aligned)
+        overlap = _number(dot(list(own.values()), [aligned[name] for name in own]))
+        square, own_square = (_number(dot(g, g)) for g in (list(aligned.values()), list(own.values())))
         ctx.log("safe_grad/alignment_loss", loss)
         if not math.isfinite(overlap + square):
             ctx.log("safe_grad/skipped_nonfinite", 1.0)
             return
         if square <= TINY:  # rounding, as at the start, where w = w0
             return
-        if length := math.sqrt(square * dot(own, own)):
+        if length := math.sqrt(square * own_square):
             ctx.log("safe_grad/cosine", overlap / length)
         ctx.log("safe_grad/conflict", float(overlap < 0))
         factor = coefficient(overlap, square, self.rho, project=self.project)
@@ -155,10 +154,8 @@ def coefficient(overlap: float, square: float, rho: float, *, project: bool) -> 
     return rho - overlap / square if project and overlap < 0 else rho
 
 
-def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The inner product of two gradients over the weights that both have, summed in fp64."""
-    parts = [(wide(a[name]) * wide(b[name])).sum(dtype=torch.float64) for name in a if name in b]
-    return float(whole(torch.stack(parts).sum())) if parts else 0.0
+def _number(value: Tensor) -> float:
+    return float(whole(value))
 
 
 def _kl(ctx: Context, batch: Batch) -> Tensor:

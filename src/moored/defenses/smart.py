@@ -143,8 +143,7 @@ class SMART(Defense):
         """Note where the trainer's own pass stands in the random streams, for passes with the same dropout masks."""
         args, live = ctx.trainer.args, ctx.live(self)
         if self.lam and ctx.first_micro_batch:
-            seed = args.seed * 1_000_003 + ctx.step * args.world_size + args.process_index
-            live["noise"] = torch.Generator(args.device).manual_seed(seed)
+            live["noise"] = ctx.generator(shared=False)
         live["before"] = random_state(args.device)
         return backward(batch)
 

@@ -194,7 +194,7 @@ class TVaccine(Defense):
     def _sample(self, ctx: Context) -> None:
         """Draw S and freeze the rest."""
         live, state = ctx.live(self), ctx.state(self)
-        drawn = draw_layers(state["p"], live["count"], seed=ctx.trainer.args.seed, step=ctx.step)
+        drawn = draw_layers(state["p"], live["count"], ctx.generator(shared=True))
         state["sampled"] = torch.tensor([live["trained"][i] for i in drawn])
         ctx.log("t_vaccine/lowest_layer", min(state["sampled"]))
         self._activate(ctx)
@@ -217,16 +217,14 @@ class TVaccine(Defense):
             cut.remove()
 
 
-def draw_layers(p: Float[Tensor, " layers"], count: int, *, seed: int, step: int) -> list[int]:
-    """`count` different layers, drawn one after the other with probabilities `p`: a function of seed and step.
+def draw_layers(p: Float[Tensor, " layers"], count: int, generator: torch.Generator) -> list[int]:
+    """`count` different layers, drawn one after the other with probabilities `p`.
 
     Args:
         p: probabilities; zeros are drawn last.
         count: how many, at most as many as there are.
-        seed: of the run.
-        step: the optimizer step.
+        generator: of the draw.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     return sorted(torch.multinomial(p.double().cpu().clamp(min=LEAST), count, generator=generator).tolist())
 
 

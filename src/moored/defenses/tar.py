@@ -200,9 +200,8 @@ class TAR(Defense):
 
     def _rate(self, ctx: Context) -> float:
         """Drawn by seed and step alone: equal on all processes and after a resume."""
-        generator = torch.Generator().manual_seed(ctx.trainer.args.seed * 1_000_003 + ctx.step)
         rates: Sequence[float] = self.rates(ctx)
-        return rates[int(torch.randint(len(rates), (), generator=generator))]
+        return rates[int(torch.randint(len(rates), (), generator=ctx.generator(shared=True)))]
 
     def _negative_entropy(self, ctx: Context, batch: Batch) -> Tensor:
         labels = answer_labels(batch)

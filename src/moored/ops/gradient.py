@@ -45,6 +45,17 @@ def add_(weights: Sequence[Tensor], terms: Sequence[Float[Tensor, "..."]], scale
             w.grad.add_(term.to(w.grad.dtype), alpha=scale)
 
 
+def dot(a: Sequence[Float[Tensor, "..."]], b: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, ""]:
+    """The inner product over all tensors together, summed in fp64.
+
+    Args:
+        a: tensors.
+        b: of the same shapes.
+    """
+    parts = [(wide(x) * wide(y)).sum(dtype=torch.float64) for x, y in zip(a, b, strict=True)]
+    return torch.stack(parts).sum()
+
+
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """A copy-free view of a tensor in at least fp32; without a graph."""
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
