@@ -45,6 +45,7 @@ from moored.data.chat import AnswerCollator, encode
 from moored.data.synthetic import SETS
 from moored.data.tiny import tiny_tokenizer
 from moored.defenses.base import Defense
+from moored.hf import recompute
 from moored.hf.loaders import load_model, load_tokenizer
 from moored.memory import peak_bytes
 from moored.protect import protect
@@ -97,9 +98,22 @@ class Held:
 
     @contextmanager
     def counting(self):
-        """Count inside."""
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: Kept(self, t), lambda kept: kept.tensor):
-            yield
+        """Count inside. Hooks inside of hooks hide from the outer ones what they keep, so they count by themselves."""
+        hooks = torch.autograd.graph.saved_tensors_hooks
+
+        def counted(pack, unpack):
+            def keep(tensor):
+                kept = pack(tensor)
+                return Kept(self, kept) if isinstance(kept, torch.Tensor) else kept
+
+            return hooks(keep, lambda kept: kept.tensor if isinstance(kept, Kept) else unpack(kept))
+
+        recompute.saved_tensors_hooks = counted
+        try:
+            with hooks(lambda t: Kept(self, t), lambda kept: kept.tensor):
+                yield
+        finally:
+            recompute.saved_tensors_hooks = hooks
 
 
 class Kept:
@@ -252,8 +266,8 @@ def failures(result):
     failed += [name for name, row in result.items() if row.get("peak_ratio", 0) > MEMORY_LIMIT]
     if {"vaccine", "t_vaccine"} <= result.keys():
         vaccine, targeted = result["vaccine"], result["t_vaccine"]
-        if targeted["activations"] > 0.75 * vaccine["activations"] or targeted["ratio"] > vaccine["ratio"]:
-            failed.append("t_vaccine (a quarter less activations than vaccine, and no more time)")
+        if targeted["worst_activations"] > 0.75 * vaccine["activations"] or targeted["ratio"] > vaccine["ratio"]:
+            failed.append("t_vaccine (a quarter less activations than vaccine in its worst step, and no more time)")
     return failed
 
 

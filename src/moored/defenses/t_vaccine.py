@@ -15,8 +15,15 @@ from moored.context import Context
 from moored.defenses.base import Backward, Batch, Defense
 from moored.defenses.vaccine import under_worst_case
 from moored.errors import ConfigError, require
-from moored.hf.hooks import attention_modules, decoder_layers, refuse_reentrant_checkpointing, weights_by_layer
+from moored.hf.hooks import (
+    attention_modules,
+    decoder_layers,
+    mlp_modules,
+    refuse_reentrant_checkpointing,
+    weights_by_layer,
+)
 from moored.hf.perturber import Perturber
+from moored.hf.recompute import Recompute
 from moored.method import MethodInfo, Need
 from moored.randomness import same_randomness
 
@@ -49,7 +56,8 @@ class TVaccine(Defense):
            with e_l + eps_l for l in S (`vaccine.under_worst_case`).
 
         The graph begins at the first layer (its input is detached), so below the lowest sampled layer nothing needs
-        a gradient and no activation is kept.
+        a gradient and no activation is kept. Above it, what activation functions put out is computed again for
+        backward (`hf.recompute`), to the bit; not with activation checkpointing or offloading, nor with torch.compile.
 
     Args:
         rho: radius of the perturbation in activation units, >= 0; 0 perturbs nothing. As in `Vaccine` it is shared
@@ -144,6 +152,8 @@ class TVaccine(Defense):
             return
         first = next(iter(decoder_layers(ctx.model).values()))
         live["cut"] = first.register_forward_pre_hook(_detached, with_kwargs=True)
+        if Recompute.fits(ctx.trainer.args):
+            live["recompute"] = Recompute(mlp_modules(ctx.model))
         if "sampled" in ctx.state(self):
             self._activate(ctx)
 
@@ -213,8 +223,9 @@ class TVaccine(Defense):
         live = ctx.live(self)
         if perturber := live.pop("perturber", None):
             perturber.remove()
-        if cut := live.pop("cut", None):
-            cut.remove()
+        for hook in ("cut", "recompute"):
+            if hook in live:
+                live.pop(hook).remove()
 
 
 def draw_layers(p: Float[Tensor, " layers"], count: int, generator: torch.Generator) -> list[int]:
