@@ -23,11 +23,15 @@ class Need(StrEnum):
     """The model before alignment."""
     ALIGNED = "aligned"
     """The aligned model: the start of the user's fine-tuning."""
+    UNALIGNED = "unaligned"
+    """The aligned model after tuning on unsafe rows: an adapter on it, or a full model."""
+    SAFE = "safe"
+    """The aligned model after tuning on safe rows: an adapter on it, or a full model."""
     CALIBRATION = "calibration"
     """Prompts that the method reads activations on."""
 
 
-MODELS = frozenset({Need.BASE, Need.ALIGNED})
+MODELS = frozenset({Need.BASE, Need.ALIGNED, Need.UNALIGNED, Need.SAFE})
 """Roles that are models, given as a folder or hub id; the others are rows."""
 
 

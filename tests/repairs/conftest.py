@@ -7,6 +7,9 @@ import pytest
 
 from repairs.repair_models import save_adapter, save_pair
 
+NAMES = {"adapter": 3, "unaligned": 5, "safe": 6}
+"""Adapters on the aligned model, and the seeds of their factors."""
+
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory):
@@ -16,7 +19,8 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trio(pair, tmp_path_factory):
-    """Models and a plain adapter, never written to."""
+    """Models, a plain adapter, and two further ones on the same modules; never written to."""
     aligned, base = pair
-    adapter = save_adapter(aligned, tmp_path_factory.mktemp("adapter") / "adapter")
-    return SimpleNamespace(aligned=aligned, base=base, adapter=adapter)
+    root = tmp_path_factory.mktemp("adapter")
+    made = {name: save_adapter(aligned, root / name, seed=seed) for name, seed in NAMES.items()}
+    return SimpleNamespace(aligned=aligned, base=base, **made)

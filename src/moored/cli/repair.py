@@ -23,6 +23,15 @@ def repair(
         str, typer.Option(help="The model that fine-tuning started from: folder, hub id or smollm2.")
     ] = "",
     base: Annotated[str, typer.Option(help="The same model before alignment: folder, hub id or smollm2.")] = "",
+    unaligned: Annotated[
+        str, typer.Option(help="The aligned model tuned on unsafe rows: adapter or model; only some methods need it.")
+    ] = "",
+    safe: Annotated[
+        str, typer.Option(help="The aligned model tuned on safe rows: adapter or model; only some methods need it.")
+    ] = "",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write an adapter as a full model, in the aligned model's type and shards.")
+    ] = False,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,7 +45,7 @@ def repair(
         bool, typer.Option("--allow-unchanged", help="Exit with 0 even if nothing was changed.")
     ] = False,
 ) -> int:
-    """Repair fine-tuned weights; the input is not changed, an adapter stays an adapter.
+    """Repair fine-tuned weights; the input is not changed, an adapter stays an adapter unless merged.
 
     Writes the weights, a report with one row per module (moored.json) and a model card. Exit code 3 if nothing was
     changed: then the output equals the input, and a stronger setting is needed.
@@ -52,15 +61,18 @@ def repair(
     from moored.study.methods import build
 
     chosen = build("repairs", method, given)
-    models = {name: resolve_model(where) if where else None for name, where in (("aligned", aligned), ("base", base))}
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as live:
         bar = live.add_task(method)
         report = run(
             tuned,
             chosen,
-            **models,
+            aligned=resolve_model(aligned) if aligned else None,
+            base=resolve_model(base) if base else None,
+            unaligned=resolve_model(unaligned) if unaligned else None,
+            safe=resolve_model(safe) if safe else None,
             out=out,
+            merge=merge,
             progress=lambda done, total, what: live.update(bar, completed=done, total=total, description=what),
         )
     typer.echo(_summary(report))

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from moored.errors import CheckpointError, NeverSupported, NotYetSupported
 from moored.hf.checkpoint import Weight, finite, local_folder, read_json, weights_of
@@ -22,6 +23,7 @@ from moored.hf.checkpoint import Weight, finite, local_folder, read_json, weight
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
+_MAGNITUDE = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_magnitude_vector(\.weight)?")
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Initialisations that leave the base weights as they are, so that s B A is the whole update."""
@@ -49,12 +51,14 @@ class AdapterModule:
         a: lora_A, (r, i).
         b: lora_B, (o, r).
         scale: s in W + s B A: alpha / r, or alpha / sqrt(r) with rsLoRA.
+        magnitude: m of DoRA, one number per row of the weight; None for LoRA.
     """
 
     name: str
     a: Weight
     b: Weight
     scale: float
+    magnitude: Weight | None = None
 
     @property
     def rank(self) -> int:
@@ -112,11 +116,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def read_adapter(where: str | Path) -> Adapter:
+def read_adapter(where: str | Path, *, merge: bool = False) -> Adapter:
     """Open a PEFT LoRA adapter; tensors are read later, one module at a time.
 
     Args:
         where: the folder with adapter_config.json and adapter_model.safetensors, or a hub id.
+        merge: the update is going to be a matrix, so DoRA's can be had too.
 
     Raises:
         CheckpointError: a file is missing or broken, or the factors do not fit each other or the config.
@@ -125,22 +130,22 @@ def read_adapter(where: str | Path) -> Adapter:
     """
     folder = local_folder(where)
     config = read_json(folder / CONFIG)
-    _check_kind(config, folder)
+    _check_kind(config, folder, merge)
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise CheckpointError(f"{folder} holds a pickled adapter_model.bin; load it with PEFT and save it again")
     weights = weights_of(folder / WEIGHTS)
-    factors, untouched = _sort(weights, folder)
+    factors, untouched = _sort(weights, folder, merge)
     modules = {name: _module(name, sides, config) for name, sides in factors.items()}
     if not modules:
         raise CheckpointError(f"{folder / WEIGHTS} holds no LoRA factors of linear layers; there is nothing to repair")
     return Adapter(folder=folder, config=config, modules=modules, untouched=tuple(untouched))
 
 
-def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
+def _check_kind(config: Mapping[str, Any], folder: Path, merge: bool) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise NotYetSupported(f"{folder} is a {kind} adapter; only LORA is handled")
-    if config.get("use_dora"):
+    if config.get("use_dora") and not merge:
         raise NeverSupported(_dora(folder))
     if config.get("alora_invocation_tokens") is not None:
         raise NeverSupported(f"{folder} is an activated LoRA: it acts on some tokens only, which no weight can carry")
@@ -159,15 +164,21 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _dora(folder: Path) -> str:
-    return f"{folder} is a DoRA adapter: its update is not B A but rescales the weights; merge it and repair the model"
+    return (
+        f"{folder} is a DoRA adapter: its update is not B A but rescales the weights; with `merge=True` (--merge) the "
+        "output is a full model, and it can be repaired"
+    )
 
 
-def _sort(weights: Mapping[str, Weight], folder: Path) -> tuple[dict[str, dict[str, Weight]], list[str]]:
-    """Factors by module and side, and the names of all other tensors."""
+def _sort(weights: Mapping[str, Weight], folder: Path, merge: bool) -> tuple[dict[str, dict[str, Weight]], list[str]]:
+    """Factors (and DoRA's magnitudes) by module and side, and the names of all other tensors."""
     factors: dict[str, dict[str, Weight]] = {}
     untouched = []
     for key, weight in weights.items():
-        if "lora_magnitude_vector" in key:
+        if (magnitude := _MAGNITUDE.fullmatch(key)) and merge:
+            factors.setdefault(magnitude["module"], {})["m"] = weight
+            continue
+        if magnitude:
             raise NeverSupported(_dora(folder))
         match = _FACTOR.fullmatch(key)
         if match and "base_layer" in match["module"].split("."):
@@ -182,7 +193,7 @@ def _sort(weights: Mapping[str, Weight], folder: Path) -> tuple[dict[str, dict[s
 
 
 def _module(name: str, sides: Mapping[str, Weight], config: Mapping[str, Any]) -> AdapterModule:
-    if len(sides) < 2:
+    if not {"A", "B"} <= sides.keys():
         raise CheckpointError(f"{name} has only lora_{min(sides)}; the adapter file is incomplete")
     a, b = sides["A"], sides["B"]
     if len(a.shape) != 2 or len(b.shape) != 2:
@@ -191,7 +202,44 @@ def _module(name: str, sides: Mapping[str, Weight], config: Mapping[str, Any]) -
     if a.shape[0] != b.shape[1] or a.shape[0] != rank:
         raise CheckpointError(f"{name} has factors {b.shape} and {a.shape}, but the config says rank {rank}")
     alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-    return AdapterModule(name=name, a=a, b=b, scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return AdapterModule(name=name, a=a, b=b, scale=scale, magnitude=sides.get("m"))
+
+
+def grown(adapter: Adapter, new: Mapping[str, Float[Tensor, "..."]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An adapter's configuration and factors with other ranks; every module keeps its scale.
+
+    All modules get the greatest rank, the others filled up with zeros: programs that serve adapters (vLLM) read one
+    `r` and one `lora_alpha`. Where the modules have scales of their own already, these stay in `alpha_pattern`.
+
+    Args:
+        adapter: as it was.
+        new: factors of other ranks, by their keys.
+
+    Returns:
+        adapter_config.json; the factors that differ from those in the file, by their keys.
+    """
+    rank = max(
+        module.rank if module.a.key not in new else new[module.a.key].shape[0] for module in adapter.modules.values()
+    )
+    factors = {}
+    for module in adapter.modules.values():
+        b, a = (new[w.key] if w.key in new else finite(w) for w in (module.b, module.a))
+        factors[module.b.key] = pad(b, (0, rank - b.shape[1]))
+        factors[module.a.key] = pad(a, (0, 0, 0, rank - a.shape[0]))
+    root = math.sqrt(rank) if adapter.config.get("use_rslora") else rank
+    alphas = {name: module.scale * root for name, module in adapter.modules.items()}
+    config = {**adapter.config, "r": rank, "rank_pattern": {}}
+    if len(set(alphas.values())) == 1:
+        config |= {"lora_alpha": _whole(next(iter(alphas.values()))), "alpha_pattern": {}}
+    else:
+        config |= {"alpha_pattern": {re.escape(name): _whole(alpha) for name, alpha in alphas.items()}}
+    return config, factors
+
+
+def _whole(alpha: float) -> float | int:
+    """As an integer where it is one: vLLM and older PEFT expect that."""
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _by_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections import defaultdict
@@ -179,7 +180,12 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The files that say what the weights are: config, index, shards."""
         named = [self.folder / name for name in ("config.json", INDEX)]
-        return [f for f in named if f.exists()] + sorted({w.file for w in self.weights.values()})
+        return [f for f in named if f.exists()] + self.shards
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files that hold weights."""
+        return sorted({w.file for w in self.weights.values()})
 
     def find(self, key: str) -> Weight | None:
         """A tensor by its full name, `PREFIXES` aside; never by position.
@@ -195,7 +201,7 @@ class Checkpoint:
         """
         if key in self.weights:
             return self.weights[key]
-        same = [name for name in self.weights if _core(name) == _core(key)]
+        same = [name for name in self.weights if core(name) == core(key)]
         if len(same) > 1:
             raise CheckpointError(f"{key} is ambiguous in {self.folder}: {' or '.join(same[:3])}")
         return self.weights[same[0]] if same else None
@@ -248,7 +254,43 @@ def copy_with(source: Path, target: Path, tensors: Iterable[tuple[str, Float[Ten
             if not bool(stored.isfinite().all()):
                 raise CheckpointError(f"the new {key} has NaN or infinite values in {weight.dtype}")
             stream.seek(8 + length + header[key]["data_offsets"][0])
-            stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
+            stream.write(_bytes(stored))
+
+
+def rewrite(source: Path, target: Path, tensors: Mapping[str, Float[Tensor, ...]]) -> None:
+    """Write a safetensors file anew with other values, shapes and all, for some of its tensors.
+
+    Types, metadata and the order of keys stay; of the tensors that stay, one at a time is in memory.
+
+    Args:
+        source: stays as it is.
+        target: the new file.
+        tensors: by key; cast to the stored type.
+
+    Raises:
+        CheckpointError: a new value is NaN or infinite in the stored type.
+    """
+    weights = weights_of(source)
+    new = {key: tensor.to(weights[key].torch_dtype).contiguous() for key, tensor in tensors.items()}
+    for key, tensor in new.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"the new {key} has NaN or infinite values in {weights[key].dtype}")
+    header: dict[str, Any] = {"__metadata__": metadata_of(source)} if metadata_of(source) else {}
+    end = 0
+    for key, weight in weights.items():
+        shape = list(new[key].shape) if key in new else list(weight.shape)
+        start, end = end, end + weight.torch_dtype.itemsize * math.prod(shape)
+        header[key] = {"dtype": weight.dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for key, weight in weights.items():
+            stream.write(_bytes(new[key] if key in new else weight.read().contiguous()))
+
+
+def _bytes(tensor: Float[Tensor, ...]) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def finite(weight: Weight) -> Float[Tensor, ...]:
@@ -298,9 +340,13 @@ def _why_none(folder: Path) -> str:
     return f"{folder} holds neither {WEIGHTS} nor {INDEX}"
 
 
-def _core(name: str) -> str:
-    """The name without any of `PREFIXES`, however nested."""
+def core(name: str) -> str:
+    """The name without any of `PREFIXES`, however nested.
+
+    Args:
+        name: of a module or a weight.
+    """
     for prefix in PREFIXES:
         if name.startswith(prefix):
-            return _core(name.removeprefix(prefix))
+            return core(name.removeprefix(prefix))
     return name

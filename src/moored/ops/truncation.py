@@ -46,6 +46,49 @@ def truncated_left(left: Float[Tensor, "o r"], right: Float[Tensor, "r i"], k: i
     return (directions @ (directions.T @ b)).to(left)
 
 
+EXACT_SIDE = 1024
+"""Longest shorter side of a matrix whose Gram matrix is decomposed whole."""
+OVERSAMPLED, POWERS = 10, 8
+"""Further directions and power iterations of the range finder (Halko, Martinsson, Tropp, arXiv 0909.4061)."""
+
+
+def leading(matrix: Float[Tensor, "o i"], k: int) -> tuple[Float[Tensor, "o k"], Float[Tensor, "k i"]]:
+    """The rank-k truncation as factors U_k S_k and Q_k^T; fewer than k where the matrix has no more sides.
+
+    Exact in fp64 where one side is at most `EXACT_SIDE`, else by a range finder with a fixed seed, in fp32.
+
+    Args:
+        matrix: M = U S Q^T.
+        k: singular values kept, the largest; >= 1.
+    """
+    k = min(k, *matrix.shape)
+    if matrix.shape[0] > matrix.shape[1]:
+        right, left = leading(matrix.T, k)
+        norms = right.norm(dim=0).clamp(min=torch.finfo(right.dtype).tiny)
+        return left.T * norms, (right / norms).T
+    exact = matrix.shape[0] <= EXACT_SIDE
+    m = _fp64(matrix) if exact else matrix.float()
+    u = _first(m, k) if exact else _range(m, k)
+    rows = u.T @ m
+    norms = rows.norm(dim=1, keepdim=True)
+    q = rows / norms.clamp(min=torch.finfo(rows.dtype).tiny)
+    return (u * norms.T).to(matrix), q.to(matrix)
+
+
+def _first(m: Float[Tensor, "o i"], k: int) -> Float[Tensor, "o k"]:
+    """The first k left singular vectors, from the Gram matrix of the rows."""
+    return torch.linalg.eigh(m @ m.T).eigenvectors[:, -k:].flip(1)
+
+
+def _range(m: Float[Tensor, "o i"], k: int) -> Float[Tensor, "o k"]:
+    """The first k left singular vectors, nearly."""
+    start = torch.randn(m.shape[1], k + OVERSAMPLED, generator=torch.Generator().manual_seed(0)).to(m)
+    q = torch.linalg.qr(m @ start).Q
+    for _ in range(POWERS):
+        q = torch.linalg.qr(m @ (m.T @ q)).Q
+    return q @ _first(q.T @ m, k)
+
+
 def _fp64(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """In fp64; on the CPU where the device has none (Apple's)."""
     return (x.cpu() if x.device.type == "mps" else x).double()

@@ -8,17 +8,21 @@ A repair sees one `Layer` at a time and never a model. It changes nothing it is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moored.errors import require
-from moored.hf.checkpoint import Weight
+from moored.errors import NeedsError, require
+from moored.hf.checkpoint import Weight, finite
 from moored.method import MethodInfo, Need
 from moored.ops.lowrank import product_norm
+
+Form = Literal["same", "more", "dense"]
+"""What an edited update needs: the factor A that it had, factors of any rank, or a whole matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,11 @@ class Delta:
     a: Float[Tensor, "r i"] | None = None
     scale: float = 1.0
 
+    @property
+    def rank(self) -> int | None:
+        """R of the factors; None for a dense update."""
+        return None if self.a is None else self.a.shape[0]
+
     def norm(self) -> float:
         """The Frobenius norm of the update."""
         return abs(self.scale) * product_norm(self.b, self.a)
@@ -42,6 +51,16 @@ class Delta:
     def times(self, factor: float) -> Delta:
         """The update scaled by `factor`; A stays, so that its rank and its file layout do."""
         return replace(self, b=self.b * factor)
+
+    def plus(self, other: Delta) -> Delta:
+        """The exact sum: factors end to end, which adds up the ranks, or dense where one of the two is."""
+        if self.a is None or other.a is None:
+            return Delta(b=self.dense().float() + other.dense().float())
+        b, a = torch.promote_types(self.b.dtype, other.b.dtype), torch.promote_types(self.a.dtype, other.a.dtype)
+        return Delta(
+            b=torch.cat([self.scale * self.b.to(b), other.scale * other.b.to(b)], dim=1),
+            a=torch.cat([self.a.to(a), other.a.to(a)]),
+        )
 
     def dense(self) -> Float[Tensor, "o i"]:
         """The update as a matrix, in the wider type of its factors."""
@@ -57,12 +76,36 @@ class Layer:
         delta: the update tuned - aligned.
         aligned: the aligned model's weight, unread; None if that model was not given.
         base: the weight before alignment, unread; None if not given.
+        others: by role, what reads the update of another model that started from `aligned` too (`update`).
     """
 
     module: str
     delta: Delta
     aligned: Weight | None = None
     base: Weight | None = None
+    others: Mapping[Need, Callable[[], Delta]] = field(default_factory=dict, repr=False)
+
+    def update(self, need: Need) -> Delta | None:
+        """The update of another model, unaligned - aligned or safe - aligned; None where it is that of `aligned`.
+
+        Args:
+            need: `Need.UNALIGNED` or `Need.SAFE`.
+        """
+        return self.others[need]() if need in self.others else None
+
+    def safety(self) -> Float[Tensor, "o i"]:
+        """V = aligned - base, in fp32 or wider; vectors count as one column.
+
+        Raises:
+            NeedsError: a model is missing.
+            CheckpointError: NaN or infinite weights.
+        """
+        if self.aligned is None or self.base is None:
+            raise NeedsError(f"{self.module}: V = aligned - base; give both models")
+        aligned, base = finite(self.aligned), finite(self.base)
+        work = torch.promote_types(torch.promote_types(aligned.dtype, base.dtype), torch.float32)
+        difference = aligned.to(work) - base.to(work)
+        return difference if difference.dim() == 2 else difference.reshape(-1, 1)
 
     def nbytes(self, *, models: bool) -> int:
         """The size of the update's factors, and of the two models' weights if `models`."""
@@ -97,6 +140,11 @@ class LayerScore:
         """The size of the update and nothing else."""
         return cls(module=layer.module, norm=layer.delta.norm())
 
+    @classmethod
+    def beside_safety(cls, layer: Layer) -> LayerScore:
+        """The sizes of the update and of the safety vector."""
+        return replace(cls.of(layer), safety_norm=float(layer.safety().norm()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Repair(ABC):
@@ -105,12 +153,10 @@ class Repair(ABC):
     Attributes:
         info: the published method. `info.needs` are the roles (`Need.ALIGNED`, `Need.BASE`) without which `repair`
             refuses to start; a full checkpoint needs `aligned` with any method, because its update is tuned - aligned.
-        keeps_rank: an adapter stays an adapter of the same rank.
         every_tensor: on a full checkpoint, edits norms, biases and embeddings too, not only linear layers.
     """
 
     info: ClassVar[MethodInfo]
-    keeps_rank: ClassVar[bool] = True
     every_tensor: ClassVar[bool] = False
 
     def needs(self) -> frozenset[Need]:
@@ -120,6 +166,11 @@ class Repair(ABC):
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain JSON, defaults resolved."""
         return asdict(self)
+
+    @property
+    def form(self) -> Form:
+        """What an edited update needs; an adapter cannot hold "dense", so it must be merged."""
+        return "same"
 
     def score(self, layer: Layer) -> LayerScore:
         """Pass 1: look at one layer."""
@@ -132,6 +183,11 @@ class Repair(ABC):
     @abstractmethod
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
         """Pass 2: the new update of a selected layer."""
+
+
+def every(scores: Sequence[LayerScore]) -> set[str]:
+    """All modules: the choice of repairs that choose nothing."""
+    return {score.module for score in scores}
 
 
 def check_choice(method: str, *, k: int | None, fraction: float | None, **others: object) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from moored.errors import ConfigError, require, unknown
 from moored.method import MethodInfo, Need
-from moored.repairs.base import Delta, Layer, LayerScore, Repair, check_choice, first
+from moored.repairs.base import Delta, Layer, LayerScore, Repair, check_choice, every, first
 from moored.repairs.safe_lora import score_safety
 
 
@@ -27,7 +27,7 @@ class _Shrink(Repair):
 
     def select(self, scores: Sequence[LayerScore]) -> set[str]:
         """Every layer."""
-        return {score.module for score in scores} if self.factor != 1 else set()
+        return every(scores) if self.factor != 1 else set()
 
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
         """The scaled update."""

@@ -8,15 +8,17 @@ disk leaves nothing behind.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from torch import Tensor
 
 from moored import __version__
 from moored.errors import CheckpointError, ConfigError, NeedsError, NeverSupported, NotYetSupported
-from moored.hf.checkpoint import Checkpoint, copy_with, sha256
+from moored.hf.adapters import CONFIG, grown
+from moored.hf.checkpoint import Checkpoint, copy_with, core, rewrite, sha256, weights_of
 from moored.memory import forget_peak, peak_bytes
 from moored.method import Need
-from moored.repairs.base import LayerScore, Repair
+from moored.repairs.base import Delta, Layer, LayerScore, Repair
 from moored.repairs.report import LayerRow, RepairReport
-from moored.repairs.tuned import Tuned, TunedAdapter, open_tuned
+from moored.repairs.tuned import MergedAdapter, Stored, Tuned, TunedAdapter, TunedModel, open_tuned
 
 COARSE = 0.05
 """Relative error of a stored update above which its row says so."""
@@ -45,7 +48,10 @@ def repair(
     *,
     aligned: str | Path | None = None,
     base: str | Path | None = None,
+    unaligned: str | Path | None = None,
+    safe: str | Path | None = None,
     out: str | Path,
+    merge: bool = False,
     progress: Progress | None = None,
 ) -> RepairReport:
     """Repair a tuned adapter or checkpoint into a new folder.
@@ -55,7 +61,10 @@ def repair(
         method: for example `SafeLoRA()`.
         aligned: the model that tuning started from: folder or hub id.
         base: the same model before alignment.
+        unaligned: the aligned model after tuning on unsafe rows: an adapter on it or a full model.
+        safe: the aligned model after tuning on safe rows: an adapter on it or a full model.
         out: the folder to write; must not exist. Gets the weights, `moored.json` and a model card.
+        merge: write an adapter as a full checkpoint in the aligned model's type and shards; needs `aligned`.
         progress: called with (layers done, layers in all, what) after each layer.
 
     Returns:
@@ -77,15 +86,19 @@ def repair(
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"`out` {out} exists; give a new folder, a repair overwrites nothing")
-    _check_roles(method, aligned=aligned, base=base)
-    source = open_tuned(
-        tuned,
-        aligned=None if aligned is None else Checkpoint.open(aligned),
-        base=None if base is None else Checkpoint.open(base),
-        every_tensor=method.every_tensor,
-    )
+    models = {Need.ALIGNED: aligned, Need.BASE: base, Need.UNALIGNED: unaligned, Need.SAFE: safe}
+    _check_roles(method, models)
+    start, before = (None if where is None else Checkpoint.open(where) for where in (aligned, base))
+    others: dict[Need, Tuned] = {}
+    for need, where in ((Need.UNALIGNED, unaligned), (Need.SAFE, safe)):
+        if where is not None:
+            others[need] = open_tuned(where, aligned=start, every_tensor=method.every_tensor)
+    source = open_tuned(tuned, aligned=start, base=before, others=others, every_tensor=method.every_tensor, merge=merge)
     _check_places(source, method, out)
-    given = {"out": out, "tuned": tuned, "aligned": aligned, "base": base}
+    for need, other in others.items():
+        if not {core(m) for m in other.modules} & {core(m) for m in source.modules}:
+            raise CheckpointError(f"`{need}` {other.folder} was tuned on none of the modules of {source.folder}")
+    given = {"out": out, "tuned": tuned, **{str(need): where for need, where in models.items()}}
     names = {role: None if where is None else str(where) for role, where in given.items()}
     with _staging(out) as folder:
         return _run(source, method, folder, progress, started, names)
@@ -121,9 +134,14 @@ def _run(
     return report
 
 
-def _check_roles(method: Repair, **given: str | Path | None) -> None:
+def _check_roles(method: Repair, given: Mapping[Need, str | Path | None]) -> None:
     """Every model that the method needs is there."""
-    meaning = {Need.ALIGNED: "the model that tuning started from", Need.BASE: "the model before alignment"}
+    meaning = {
+        Need.ALIGNED: "the model that tuning started from",
+        Need.BASE: "the model before alignment",
+        Need.UNALIGNED: "the aligned model after tuning on unsafe rows",
+        Need.SAFE: "the aligned model after tuning on safe rows",
+    }
     for need in sorted(method.needs()):
         if need not in meaning:
             raise NotYetSupported(f"{method.info.name} needs `{need}`, which repair cannot give yet")
@@ -133,11 +151,20 @@ def _check_roles(method: Repair, **given: str | Path | None) -> None:
 
 def _check_places(source: Tuned, method: Repair, out: Path) -> None:
     """The output lies outside of every input; the two models are two."""
-    folders = [m.folder for m in (source, source.aligned, source.base) if m is not None]
+    folders = [m.folder for m in (source, source.aligned, source.base, *source.others.values()) if m is not None]
     if any(out.resolve().is_relative_to(folder.resolve()) for folder in folders):
         raise ConfigError(f"`out` {out} lies inside an input folder; give a folder elsewhere")
-    if isinstance(source, TunedAdapter) and not method.keeps_rank:
-        raise NotYetSupported(f"{method.info.name} does not keep the rank of an adapter; merge it and repair the model")
+    if isinstance(source, TunedAdapter) and method.form == "dense":
+        raise NeverSupported(
+            f"{method.info.name} edits single weights, which no adapter can hold; with `merge=True` (--merge) the "
+            "output is a full model"
+        )
+    whole = [str(need) for need, other in source.others.items() if isinstance(other, TunedModel)]
+    if isinstance(source, TunedAdapter) and method.form == "more" and whole:
+        raise NeverSupported(
+            f"{method.info.name} adds the update of `{whole[0]}`, which is a full model and no adapter; with "
+            "`merge=True` (--merge) the output is a full model"
+        )
     pair = (source.aligned, source.base)
     if {Need.ALIGNED, Need.BASE} <= method.needs() and len({m.folder.resolve() for m in pair if m}) == 1:
         raise NeverSupported(_no_direction(source))
@@ -172,46 +199,66 @@ def _write(
     progress: Progress | None,
 ) -> None:
     """Pass 2: copy each weight file, then overwrite the chosen modules in the copy."""
-    by_file: dict[Path, list[str]] = {file: [] for file in source.files if file.suffix == ".safetensors"}
+    by_file: dict[Path, list[str]] = {file: [] for file in source.shards}
     for module in source.modules:
-        if module in chosen:
-            by_file[source.weight(module).file].append(module)
+        by_file[source.weight(module).file].append(module)
     done = 0
 
     def edits(modules: list[str]) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
         nonlocal done
         for module in modules:
-            stored = _edit(source, method, scores[module], rows)
-            if stored is not None:
-                yield source.weight(module).key, stored
-            done += 1
-            if progress:
+            layer = source.layer(module)
+            old = source.unedited(layer)
+            new = _edit(source, method, layer, scores[module], rows, old) if module in chosen else {}
+            yield from (new or (old if isinstance(source, MergedAdapter) else {})).items()
+            done += module in chosen
+            if progress and module in chosen:
                 progress(done, len(chosen), "edit")
 
     for extra in source.extras:
         shutil.copy(extra, folder / extra.name)  # with its mode: a serving file may hold a secret
+    whole = source.copied()
     for file, modules in by_file.items():
-        copy_with(file, folder / file.name, edits(modules))
+        also = ((key, tensor) for key, tensor in whole.items() if key in weights_of(file))
+        tensors = chain(edits([m for m in modules if m in chosen or isinstance(source, MergedAdapter)]), also)
+        if isinstance(source, TunedAdapter) and method.form == "more" and chosen:
+            config, factors = grown(source.adapter, dict(tensors))
+            rewrite(file, folder / file.name, factors)
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        else:
+            copy_with(file, folder / file.name, tensors)
 
 
-def _edit(source: Tuned, method: Repair, score: LayerScore, rows: dict[str, LayerRow]) -> Float[Tensor, "..."] | None:
-    """The stored form of an edited layer, noted in its row; None if rounding leaves the old one."""
-    layer, weight = source.layer(score.module), source.weight(score.module)
+def _edit(
+    source: Tuned, method: Repair, layer: Layer, score: LayerScore, rows: dict[str, LayerRow], old: Stored
+) -> Stored:
+    """The stored form of an edited layer, noted in its row; empty if rounding leaves the old one."""
     wanted = method.edit(layer, score)
     stored = source.stored(layer, wanted)
-    if torch.equal(stored, weight.read().T if weight.transposed else weight.read()):
-        return None
+    if stored.keys() == old.keys() and all(torch.equal(stored[key], old[key]) for key in old):
+        return {}
     held, length = source.held(layer, stored), wanted.norm()
-    lost = replace(held, b=held.b.float() - wanted.b.float()).norm() / length if length else 0.0
-    note = f"rounding to {weight.dtype} moved the new update by {lost:.0%}" if lost > COARSE else ""
-    rows[score.module] = replace(rows[score.module], edited=True, norm_after=held.norm(), note=note)
+    lost = _distance(held, wanted) / length if length else 0.0
+    dtype = source.weight(score.module).dtype
+    note = f"rounding to {dtype} moved the new update by {lost:.0%}" if lost > COARSE else ""
+    rank = held.rank if rows[score.module].rank is not None else None
+    rows[score.module] = replace(rows[score.module], edited=True, norm_after=held.norm(), rank=rank, note=note)
     return stored
 
 
+def _distance(held: Delta, wanted: Delta) -> float:
+    """||held - wanted||, without a matrix where the factor A is the same."""
+    if held.a is wanted.a and held.scale == wanted.scale:
+        return replace(held, b=held.b.float() - wanted.b.float()).norm()
+    if held.a is not None and wanted.a is not None:
+        return held.plus(wanted.times(-1.0)).norm()
+    return Delta(b=held.dense().float() - wanted.dense().float()).norm()
+
+
 def _row(source: Tuned, score: LayerScore) -> LayerRow:
-    if isinstance(source, TunedAdapter):
+    if isinstance(source, TunedAdapter | MergedAdapter):
         module = source.adapter.modules[score.module]
-        return LayerRow.of(score, module.shape, module.rank)
+        return LayerRow.of(score, module.shape, module.rank if isinstance(source, TunedAdapter) else None)
     return LayerRow.of(score, source.weight(score.module).oriented, None)
 
 
@@ -219,7 +266,7 @@ def _notes(source: Tuned, aligned: str | None, rows: dict[str, LayerRow]) -> tup
     notes = []
     if source.untouched:
         notes.append(f"{len(source.untouched)} trained tensors are outside of what this repair edits; see `untouched`")
-    if isinstance(source, TunedAdapter) and aligned is not None:
+    if isinstance(source, TunedAdapter | MergedAdapter) and aligned is not None:
         said = source.adapter.base_name
         if said and Path(said).name != Path(aligned).name:
             notes.append(f"the adapter says that it was trained on {said}; shapes fit {aligned}, which was used")
@@ -231,7 +278,8 @@ def _notes(source: Tuned, aligned: str | None, rows: dict[str, LayerRow]) -> tup
 
 def _inputs(source: Tuned) -> list[Path]:
     """Every file that the result depends on."""
-    return [file for thing in (source, source.aligned, source.base) if thing is not None for file in thing.files]
+    things = (source, source.aligned, source.base, *source.others.values())
+    return [file for thing in things if thing is not None for file in thing.files]
 
 
 def _describe(report: RepairReport, source: Tuned, method: Repair, folder: Path) -> None:

@@ -76,6 +76,8 @@ class RepairReport:
         tuned: what was repaired, as given.
         aligned: as given, or None.
         base: as given, or None.
+        unaligned: as given, or None.
+        safe: as given, or None.
         modules: one row each.
         untouched: tensors that tuning changed and that no repair here edits.
         notes: what a reader should know.
@@ -92,6 +94,8 @@ class RepairReport:
     tuned: str
     aligned: str | None
     base: str | None
+    unaligned: str | None
+    safe: str | None
     modules: Sequence[LayerRow] = field(repr=False)
     untouched: Sequence[str] = field(repr=False)
     notes: Sequence[str]

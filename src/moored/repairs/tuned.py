@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of tuned thing that a repair can read and write: a PEFT adapter and a full checkpoint.
+"""What a repair can read and write: a PEFT adapter, a full checkpoint, and an adapter that is written as one.
 
-Both give one `Layer` at a time, matched with the aligned and the base model by module name, and say how an edited
-update is stored. Everything that does not fit is refused before anything is computed.
+Each gives one `Layer` at a time, matched with the other models by module name, and says how an edited update is
+stored. Everything that does not fit is refused before anything is computed.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moored.errors import CheckpointError, NeedsError
-from moored.hf.adapters import Adapter, is_adapter, read_adapter
-from moored.hf.checkpoint import Checkpoint, Weight, finite, local_folder, read_json
+from moored.errors import CheckpointError, NeedsError, NotYetSupported
+from moored.hf.adapters import CONFIG, Adapter, is_adapter, read_adapter
+from moored.hf.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from moored.hf.checkpoint import Checkpoint, Weight, core, finite, local_folder, read_json, weights_of
+from moored.method import Need
 from moored.repairs.base import Delta, Layer
 
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
@@ -26,6 +30,10 @@ _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 _NOT_LINEAR = {"wte", "wpe", "lm_head", "shared", "score", "classifier", "embed_out"}
 _EXTRAS = (".json", ".jinja", ".model", ".txt")
 """Tokenizer and configuration files that go along into the output folder."""
+
+
+Stored = Mapping[str, Float[Tensor, "..."]]
+"""Tensors by their keys in the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,7 @@ class Tuned(ABC):
         folder: where it is.
         aligned: the model that tuning started from, None if not given.
         base: the model before alignment, None if not given.
+        others: further models that started from `aligned`, by role.
         modules: full paths, in the order of the files.
         untouched: trained tensors that no repair here edits.
     """
@@ -43,39 +52,62 @@ class Tuned(ABC):
     folder: Path
     aligned: Checkpoint | None
     base: Checkpoint | None
+    others: Mapping[Need, Tuned] = field(default_factory=dict, repr=False)
     modules: tuple[str, ...] = field(repr=False)
     untouched: tuple[str, ...] = ()
 
     @property
     @abstractmethod
     def files(self) -> list[Path]:
-        """Configuration and weights."""
+        """Configuration and weights that were read."""
+
+    @property
+    @abstractmethod
+    def shards(self) -> list[Path]:
+        """The weight files that the output has copies of."""
 
     @property
     def extras(self) -> list[Path]:
         """Small files that belong beside the weights."""
-        return [f for f in sorted(self.folder.iterdir()) if f.suffix in _EXTRAS and f.name != "moored.json"]
+        return _extras(self.folder)
 
     @abstractmethod
     def weight(self, module: str) -> Weight:
-        """The stored tensor that an edit replaces."""
+        """The stored tensor that an edit replaces, or the first of them."""
 
     @abstractmethod
     def layer(self, module: str) -> Layer:
         """One layer, its update in memory and its models unread."""
 
     @abstractmethod
-    def stored(self, layer: Layer, delta: Delta) -> Float[Tensor, "..."]:
-        """What the file holds for `layer` once its update is `delta`, in the file's own type and shape."""
+    def unedited(self, layer: Layer) -> Stored:
+        """What the files hold for a layer that is left alone."""
 
     @abstractmethod
-    def held(self, layer: Layer, stored: Float[Tensor, "..."]) -> Delta:
-        """The update that a stored tensor stands for: the reverse of `stored`, rounding included."""
+    def stored(self, layer: Layer, delta: Delta) -> Stored:
+        """What the files hold for `layer` once its update is `delta`, in their own types."""
+
+    @abstractmethod
+    def held(self, layer: Layer, stored: Stored) -> Delta:
+        """The update that stored tensors stand for: the reverse of `stored`, rounding included."""
+
+    def copied(self) -> Stored:
+        """Tensors that the copies must hold beside those of the modules."""
+        return {}
+
+    def _others(self, module: str) -> dict[Need, Callable[[], Delta]]:
+        """Readers of the other models' updates of a module."""
+        found = dict[Need, Callable[[], Delta]]()
+        for need, other in self.others.items():
+            name = next((m for m in other.modules if core(m) == core(module)), None)
+            if name is not None:
+                found[need] = partial(_update, other, name)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class TunedAdapter(Tuned):
-    """A LoRA adapter; an edit replaces lora_B."""
+    """A LoRA adapter; an edit replaces lora_B, and lora_A where the rank changes."""
 
     adapter: Adapter
 
@@ -83,6 +115,11 @@ class TunedAdapter(Tuned):
     def files(self) -> list[Path]:
         """adapter_config.json and adapter_model.safetensors."""
         return self.adapter.files
+
+    @property
+    def shards(self) -> list[Path]:
+        """adapter_model.safetensors."""
+        return [file for file in self.files if file.suffix == ".safetensors"]
 
     def weight(self, module: str) -> Weight:
         """lora_B."""
@@ -97,15 +134,27 @@ class TunedAdapter(Tuned):
             delta=Delta(b=b, a=a, scale=part.scale),
             aligned=_find(self.aligned, f"{module}.weight", self.adapter.in_out),
             base=_find(self.base, f"{module}.weight", self.adapter.in_out),
+            others=self._others(module),
         )
 
-    def stored(self, layer: Layer, delta: Delta) -> Float[Tensor, "..."]:
-        """B in the adapter's type."""
-        return delta.b.to(layer.delta.b.dtype)
+    def unedited(self, layer: Layer) -> Stored:
+        """B."""
+        return {self.adapter.modules[layer.module].b.key: layer.delta.b}
 
-    def held(self, layer: Layer, stored: Float[Tensor, "..."]) -> Delta:
-        """The same A and scale with the stored B."""
-        return replace(layer.delta, b=stored)
+    def stored(self, layer: Layer, delta: Delta) -> Stored:
+        """B in the adapter's type, and A where it is another; the module keeps its scale s."""
+        if delta.a is None:
+            raise TypeError(f"{layer.module}: a dense update does not fit into an adapter")
+        part, own = self.adapter.modules[layer.module], layer.delta
+        if delta.a is own.a:
+            return {part.b.key: delta.b.to(own.b.dtype)}
+        b = delta.b * (delta.scale / own.scale)
+        return {part.b.key: b.to(part.b.torch_dtype), part.a.key: delta.a.to(part.a.torch_dtype)}
+
+    def held(self, layer: Layer, stored: Stored) -> Delta:
+        """The stored factors with the module's scale."""
+        part = self.adapter.modules[layer.module]
+        return replace(layer.delta, b=stored[part.b.key], a=stored.get(part.a.key, layer.delta.a))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +170,11 @@ class TunedModel(Tuned):
         """Config, index and shards."""
         return self.checkpoint.files
 
+    @property
+    def shards(self) -> list[Path]:
+        """All of them."""
+        return self.checkpoint.shards
+
     def weight(self, module: str) -> Weight:
         """The tuned weight."""
         return self.pairs[module][0]
@@ -130,57 +184,151 @@ class TunedModel(Tuned):
         tuned, aligned = self.pairs[module]
         delta = Delta(b=_matrix(finite(tuned).float() - finite(aligned).float()))
         base = _find(self.base, aligned.key, tuned.transposed)
-        return Layer(module=module, delta=delta, aligned=aligned, base=base)
+        return Layer(module=module, delta=delta, aligned=aligned, base=base, others=self._others(module))
 
-    def stored(self, layer: Layer, delta: Delta) -> Float[Tensor, "..."]:
+    def unedited(self, layer: Layer) -> Stored:
+        """The tuned weight."""
+        weight = self.pairs[layer.module][0]
+        return {weight.key: weight.read().T if weight.transposed else weight.read()}
+
+    def stored(self, layer: Layer, delta: Delta) -> Stored:
         """W_aligned + delta in the checkpoint's type."""
         weight, aligned = self.pairs[layer.module]
-        value = _matrix(aligned.read().float()) + delta.scale * delta.b
-        value = value.to(weight.torch_dtype).reshape(weight.oriented)
-        return value.T if weight.transposed else value
+        return {weight.key: _added(aligned, delta, weight)}
 
-    def held(self, layer: Layer, stored: Float[Tensor, "..."]) -> Delta:
+    def held(self, layer: Layer, stored: Stored) -> Delta:
         """The difference stored - W_aligned."""
         weight, aligned = self.pairs[layer.module]
-        value = stored.T if weight.transposed else stored
-        return Delta(b=_matrix(value.float() - aligned.read().float()))
+        return _difference(stored[weight.key], aligned, weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedAdapter(Tuned):
+    """An adapter that is written as a full checkpoint: every adapted weight becomes W_aligned + its update.
+
+    Takes DoRA too, whose update is m / ||W + s B A||, row by row, times W + s B A, less W.
+    """
+
+    adapter: Adapter
+    saved: Stored
+    """Tensors that were trained as a whole (`modules_to_save`, biases), by their key in the aligned model."""
+
+    @property
+    def model(self) -> Checkpoint:
+        """The aligned model."""
+        if self.aligned is None:
+            raise NeedsError(f"{self.folder} is to be merged: give `aligned`, the model that it was trained on")
+        return self.aligned
+
+    @property
+    def files(self) -> list[Path]:
+        """The adapter's."""
+        return self.adapter.files
+
+    @property
+    def shards(self) -> list[Path]:
+        """Those of the aligned model."""
+        return self.model.shards
+
+    @property
+    def extras(self) -> list[Path]:
+        """Those of the aligned model, and what the adapter has beside its configuration."""
+        return [*_extras(self.model.folder), *(f for f in _extras(self.folder) if f.name != CONFIG)]
+
+    def weight(self, module: str) -> Weight:
+        """The aligned weight."""
+        return _found(self.aligned, f"{module}.weight", self.adapter.in_out)
+
+    def layer(self, module: str) -> Layer:
+        """The factors, or the dense update of DoRA."""
+        part, aligned = self.adapter.modules[module], self.weight(module)
+        b, a = part.factors()
+        delta = Delta(b=b, a=a, scale=part.scale)
+        if part.magnitude is not None:
+            start = finite(aligned).float()
+            direction = start + delta.dense().float()
+            rows = finite(part.magnitude).float().reshape(-1, 1) / direction.norm(dim=1, keepdim=True)
+            delta = Delta(b=rows * direction - start)
+        base = _find(self.base, f"{module}.weight", self.adapter.in_out)
+        return Layer(module=module, delta=delta, aligned=aligned, base=base, others=self._others(module))
+
+    def unedited(self, layer: Layer) -> Stored:
+        """The merged weight."""
+        return self.stored(layer, layer.delta)
+
+    def stored(self, layer: Layer, delta: Delta) -> Stored:
+        """W_aligned + delta in the aligned model's type."""
+        weight = self.weight(layer.module)
+        return {weight.key: _added(weight, delta, weight)}
+
+    def held(self, layer: Layer, stored: Stored) -> Delta:
+        """The difference stored - W_aligned."""
+        weight = self.weight(layer.module)
+        return _difference(stored[weight.key], weight, weight)
+
+    def copied(self) -> Stored:
+        """What was trained as a whole."""
+        return self.saved
 
 
 def open_tuned(
-    where: str | Path, *, aligned: Checkpoint | None, base: Checkpoint | None, every_tensor: bool
-) -> TunedAdapter | TunedModel:
+    where: str | Path,
+    *,
+    aligned: Checkpoint | None,
+    base: Checkpoint | None = None,
+    others: Mapping[Need, Tuned] | None = None,
+    every_tensor: bool = False,
+    merge: bool = False,
+) -> Tuned:
     """Open an adapter or a full checkpoint and check it against the models.
 
     Args:
         where: folder or hub id.
         aligned: the model that tuning started from.
         base: the model before alignment.
+        others: further models that started from `aligned`, by role.
         every_tensor: of a full checkpoint, take norms, biases and embeddings too.
+        merge: write an adapter as a full checkpoint.
 
     Raises:
         CheckpointError: broken files, or a model that the update does not belong to.
         NeedsError: a full checkpoint without `aligned`.
         UnsupportedError: a kind of adapter where B A is not the update.
     """
-    folder = local_folder(where)
+    folder, others = local_folder(where), others or {}
     if not is_adapter(folder):
-        return _open_model(folder, aligned, base, every_tensor)
-    adapter = read_adapter(folder)
+        return _open_model(folder, aligned, base, others, every_tensor)
+    adapter = read_adapter(folder, merge=merge)
     turn = -1 if adapter.in_out else 1
     shapes = {f"{name}.weight": module.shape[::turn] for name, module in adapter.modules.items()}
     for model in (aligned, base):
         _check(shapes, model)
-    return TunedAdapter(
-        folder=folder,
-        aligned=aligned,
-        base=base,
-        modules=tuple(adapter.modules),
-        untouched=adapter.untouched,
-        adapter=adapter,
-    )
+    known: dict[str, Any] = {"folder": folder, "aligned": aligned, "base": base, "others": others}
+    known |= {"modules": tuple(adapter.modules), "untouched": adapter.untouched, "adapter": adapter}
+    return MergedAdapter(**known, saved=_saved(adapter, aligned)) if merge else TunedAdapter(**known)
 
 
-def _open_model(folder: Path, aligned: Checkpoint | None, base: Checkpoint | None, every_tensor: bool) -> TunedModel:
+def _saved(adapter: Adapter, aligned: Checkpoint | None) -> dict[str, Float[Tensor, "..."]]:
+    """Tensors that were trained as a whole, by their key in the aligned model."""
+    if aligned is None:
+        raise NeedsError(f"{adapter.folder} is to be merged: give `aligned`, the model that it was trained on")
+    weights = weights_of(adapter.folder / ADAPTER_WEIGHTS)
+    found = {}
+    for key in adapter.untouched:
+        weight = aligned.find(key)
+        if weight is None or weight.shape != weights[key].shape:
+            raise NotYetSupported(f"{key} in {adapter.folder} has no counterpart in {aligned.folder} to be merged into")
+        found[weight.key] = finite(weights[key]).to(weight.torch_dtype)
+    return found
+
+
+def _open_model(
+    folder: Path,
+    aligned: Checkpoint | None,
+    base: Checkpoint | None,
+    others: Mapping[Need, Tuned],
+    every_tensor: bool,
+) -> TunedModel:
     checkpoint = Checkpoint.open(folder)
     if aligned is None:
         raise NeedsError(f"{folder} is a full checkpoint: its update is tuned - aligned, so give `aligned`")
@@ -198,13 +346,14 @@ def _open_model(folder: Path, aligned: Checkpoint | None, base: Checkpoint | Non
         start = _find(aligned, key, weight.transposed)
         if start is not None:
             pairs[key.removesuffix(".weight")] = (weight, start)
-    others = (weight for key, weight in checkpoint.weights.items() if key not in chosen)
+    rest = (weight for key, weight in checkpoint.weights.items() if key not in chosen)
     return TunedModel(
         folder=folder,
         aligned=aligned,
         base=base,
+        others=others,
         modules=tuple(pairs),
-        untouched=tuple(weight.key for weight in others if _differs(weight, aligned)),
+        untouched=tuple(weight.key for weight in rest if _differs(weight, aligned)),
         checkpoint=checkpoint,
         pairs=pairs,
     )
@@ -226,6 +375,17 @@ def _check(shapes: Mapping[str, tuple[int, ...]], model: Checkpoint | None) -> N
         raise CheckpointError(f"{model.folder} is not the model of this update: {'; '.join(wrong[:3])}{rest}")
 
 
+def _update(tuned: Tuned, module: str) -> Delta:
+    return tuned.layer(module).delta
+
+
+def _found(model: Checkpoint | None, key: str, transposed: bool) -> Weight:
+    weight = _find(model, key, transposed)
+    if weight is None:
+        raise CheckpointError(f"{key} is missing in {model.folder if model else 'the aligned model'}")
+    return weight
+
+
 def _find(model: Checkpoint | None, key: str, transposed: bool) -> Weight | None:
     weight = None if model is None else model.find(key)
     return None if weight is None else replace(weight, transposed=transposed)
@@ -244,6 +404,23 @@ def _differs(weight: Weight, aligned: Checkpoint) -> bool:
     if not weight.floating:
         return False
     return start is None or start.shape != weight.shape or not torch.equal(weight.read(), start.read())
+
+
+def _added(start: Weight, delta: Delta, like: Weight) -> Float[Tensor, "..."]:
+    """W_start + delta, stored as `like` is."""
+    value = _matrix(start.read().float()) + delta.dense()
+    value = value.to(like.torch_dtype).reshape(like.oriented)
+    return value.T if like.transposed else value
+
+
+def _difference(stored: Float[Tensor, "..."], start: Weight, like: Weight) -> Delta:
+    """The reverse of `_added`."""
+    value = stored.T if like.transposed else stored
+    return Delta(b=_matrix(value.float() - start.read().float()))
+
+
+def _extras(folder: Path) -> list[Path]:
+    return [f for f in sorted(folder.iterdir()) if f.suffix in _EXTRAS and f.name != "moored.json"]
 
 
 def _matrix(tensor: Float[Tensor, "..."]) -> Float[Tensor, "o i"]:
