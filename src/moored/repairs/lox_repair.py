@@ -70,6 +70,11 @@ class LoXRepair(Repair):
         require(self.k >= 1, "LoXRepair", "k", "an integer >= 1", self.k)
         require(0 <= self.alpha < float("inf"), "LoXRepair", "alpha", ">= 0 and finite", self.alpha)
 
+    @classmethod
+    def paper(cls) -> LoXRepair:
+        """Six directions, 1.25 times: what the paper does before tuning, from secondary sources."""
+        return cls(k=6, alpha=1.25)
+
     @property
     def form(self) -> Form:
         """Ranks grow by k."""

@@ -69,6 +69,11 @@ class RESTA(Repair):
         """Validate."""
         require(0 <= self.gamma < float("inf"), "RESTA", "gamma", ">= 0 and finite", self.gamma)
 
+    @classmethod
+    def paper(cls) -> RESTA:
+        """What SOMF's authors run, gamma = 0.5; the paper's own value could not be read."""
+        return cls(gamma=0.5)
+
     @property
     def form(self) -> Form:
         """Factors of both."""

@@ -14,13 +14,16 @@ from moored.repairs.base import Delta, Form, Layer, LayerScore, Repair, every
 
 @dataclass(frozen=True, kw_only=True)
 class TaskArithmetic(Repair):
-    """Add a share of what alignment once added: theta = theta_f + lam V, with V = theta_aligned - theta_base.
+    """Add a share of what alignment once added.
 
     RESTA with the base in place of an unsafe twin. V holds everything that separates the two models, manners and
     skills included.
 
     Paper:
         Ilharco et al.: Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089.
+
+    Algorithm:
+        theta = theta_f + lam V, with V = theta_aligned - theta_base: on updates, delta <- delta_f + lam V.
 
     Args:
         lam: >= 0; 0 changes nothing.
@@ -31,6 +34,10 @@ class TaskArithmetic(Repair):
     Cost:
         One read of both models. V has full rank, so an adapter must be merged; `LoXRepair` adds the first few of
         its directions and keeps it one.
+
+    Differs from paper:
+        Its vectors are of tasks; here the one vector is that of the alignment. Norms, biases and embeddings are edited
+        in full checkpoints only.
 
     Raises:
         ConfigError: `lam` is negative.
@@ -60,6 +67,11 @@ class TaskArithmetic(Repair):
     def __post_init__(self) -> None:
         """Validate."""
         require(0 <= self.lam < float("inf"), "TaskArithmetic", "lam", ">= 0 and finite", self.lam)
+
+    @classmethod
+    def paper(cls) -> TaskArithmetic:
+        """What SOMF's authors run under this name, lam = 0.3; not checked against the paper."""
+        return cls(lam=0.3)
 
     @property
     def form(self) -> Form:

@@ -273,6 +273,7 @@ class RepairStage(Stage):
             aligned=start_path(self.start, where),
             base=self.base.resolved if self.base else None,
             out=work / MODEL,
+            merge=self.method.form == "dense",
             progress=progress,
         )
         _write_json(work / REPORT, report.record())
