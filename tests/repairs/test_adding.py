@@ -11,12 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from moored.errors import CheckpointError, ConfigError, NeverSupported
 from moored.ops.truncation import leading
+from moored.repairs.dare import DARE
 from moored.repairs.engine import repair
 from moored.repairs.lox_repair import LoXRepair
 from moored.repairs.resta import RESTA
 from moored.repairs.safe_lora import SafeLoRA
 from moored.repairs.safe_merge import SafeMERGE
 from moored.repairs.task_arithmetic import TaskArithmetic
+from moored.repairs.ties import TIES
 from repairs.repair_models import factors, save_adapter, weights
 
 
@@ -129,6 +131,45 @@ def test_task_arithmetic_adds_all_of_it(trio, tmp_path):
         torch.testing.assert_close(after[f"{module}.weight"].double(), expected, rtol=0, atol=1e-6)
 
 
+def merged(trio, method, out):
+    """The new updates by module."""
+    repair(trio.adapter, method, aligned=trio.aligned, safe=trio.safe, merge=True, out=out)
+    start, after = weights(trio.aligned), weights(out)
+    return {m: after[f"{m}.weight"].double() - start[f"{m}.weight"].double() for m in factors(trio.adapter)}
+
+
+def test_dare_drops_entries_and_keeps_the_mean(trio, tmp_path):
+    before, after = deltas(trio.adapter, trio.aligned), merged(trio, DARE(drop=0.75), tmp_path / "out")
+    dropped = []
+    for module, delta in after.items():
+        gone = delta.abs() < 1e-7
+        torch.testing.assert_close(delta[~gone], 4 * before[module][~gone], rtol=0, atol=1e-6)
+        dropped.append(gone.flatten())
+    assert torch.cat(dropped).double().mean() == pytest.approx(0.75, abs=0.02)
+    again, other = (merged(trio, DARE(drop=0.75, seed=s), tmp_path / str(s)) for s in (0, 1))
+    assert all(torch.equal(after[m], again[m]) for m in after)
+    assert not any(torch.equal(after[m], other[m]) for m in after)
+    one, two = list(after)[:2]
+    assert not torch.equal(after[one].abs() < 1e-7, after[two].abs() < 1e-7), "every module has a mask of its own"
+
+
+def test_ties_entry_by_entry(trio, tmp_path):
+    tuned, safe = deltas(trio.adapter, trio.aligned), deltas(trio.safe, trio.aligned)
+    for module, after in merged(trio, TIES(density=0.3, lam=0.8), tmp_path / "out").items():
+        expected = torch.zeros_like(after)
+        taus = []
+        for delta in (tuned[module], safe[module]):
+            count = int(0.3 * delta.numel() + 0.5)
+            least = sorted(delta.abs().flatten().tolist())[-count]
+            taus.append(torch.where(delta.abs() >= least, delta, 0.0))
+        for i in range(after.shape[0]):
+            for j in range(after.shape[1]):
+                values = [float(tau[i, j]) for tau in taus]
+                same = [v for v in values if v * sum(values) > 0]
+                expected[i, j] = 0.8 * sum(same) / len(same) if same else 0.0
+        torch.testing.assert_close(after, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (5, 60), (60, 60)])
 @pytest.mark.parametrize("exact", [True, False])
 def test_leading_directions_are_those_of_the_decomposition(shape, exact, monkeypatch):
@@ -145,6 +186,9 @@ def test_bad_parameters():
     for make, message in [
         (lambda: RESTA(gamma=-1.0), "`gamma` of RESTA must be >= 0"),
         (lambda: TaskArithmetic(lam=-1.0), "`lam` of TaskArithmetic"),
+        (lambda: DARE(drop=1.0), "`drop` of DARE must be in 0-1, below 1"),
+        (lambda: TIES(density=0.0), "`density` of TIES must be in 0-1, above 0"),
+        (lambda: TIES(lam=-1.0), "`lam` of TIES"),
         (lambda: LoXRepair(k=0), "`k` of LoXRepair must be an integer >= 1"),
         (lambda: LoXRepair(alpha=-1.0), "`alpha` of LoXRepair"),
         (lambda: SafeMERGE(weight=2.0), "`weight` of SafeMERGE must be in 0-1"),

@@ -18,7 +18,9 @@ from repairs.repair_models import digests, factors, save_adapter, save_pair, wei
 REPAIRS = catalogue("repairs")
 ACTIVE = {"drop_modules": {"fraction": 0.5}}
 """Parameters under which a repair acts, where its defaults are not enough."""
-ADDING = {"resta", "task_arithmetic", "lox_repair"}
+MIXING = {"ties"}
+"""Repairs without parameters at which they do nothing."""
+ADDING = {"resta", "task_arithmetic", "lox_repair", *MIXING}
 """Repairs that add what the update has nothing of: a model that was not tuned does not stay as it is."""
 
 every = pytest.mark.parametrize("name", REPAIRS)
@@ -73,6 +75,8 @@ def test_inputs_stay_as_they_are(name, trio, tmp_path):
 @every
 def test_null_parameters_change_nothing_and_say_so(name, trio, tmp_path):
     null = REPAIRS[name].info.null
+    if name in MIXING:
+        pytest.skip("mixes two updates at any setting")
     assert null, f"{name} must name the parameters at which it does nothing"
     method = REPAIRS[name](**null)
     report = run(trio, method, tmp_path / "out")
@@ -92,7 +96,8 @@ def test_zero_delta_is_a_fixed_point(name, trio, tmp_path):
     save_adapter(trio.aligned, tmp_path / "zero", size=0.0)
     report = run(trio, active(name), tmp_path / "out", tmp_path / "zero")
     assert report.changed == 0
-    assert load_bytes(tmp_path / "out") == load_bytes(tmp_path / "zero")
+    like = trio.aligned if active(name).form == "dense" else tmp_path / "zero"
+    assert load_bytes(tmp_path / "out") == load_bytes(like)
 
 
 @every

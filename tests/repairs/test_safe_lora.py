@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moored.data.tiny import tiny_model
-from moored.errors import ConfigError, NeedsError
+from moored.errors import CheckpointError, ConfigError, NeedsError
 from moored.repairs.base import Delta, Layer, LayerScore
 from moored.repairs.engine import repair
 from moored.repairs.safe_lora import SafeLoRA, score_safety
@@ -163,6 +163,11 @@ def test_default_is_a_fraction():
         ({"k": -1}, "`k` of SafeLoRA must be >= 0"),
         ({"fraction": 1.2}, "`fraction` of SafeLoRA must be in 0-1"),
         ({"renorm": "fro"}, "match_fro"),
+        ({"by": "null"}, "null_corrected"),
+        ({"tau": -1.0, "by": "null_corrected"}, "`tau` of SafeLoRA must be >= 0"),
+        ({"rank": 0}, "`rank` of SafeLoRA must be an integer >= 1"),
+        ({"ridge": -0.1}, "`ridge` of SafeLoRA must be > 0"),
+        ({"rank": 3, "scale_free": True}, "one at a time"),
     ],
 )
 def test_bad_parameters(parameters, message):
@@ -291,3 +296,74 @@ def test_wrong_origin_would_be_seen():
     """The tiny base and aligned differ, so that confusing them changes the numbers above."""
     model = tiny_model()
     assert not torch.equal(next(model.parameters()), next(noise_(tiny_model(), 0.01, 7).parameters()))
+
+
+def spectral(v, f):
+    """U f(S) U^T in fp64."""
+    u, s, _ = torch.linalg.svd(v.double(), full_matrices=False)
+    return u @ f(s).diag() @ u.T
+
+
+FILTERS = [
+    ({"scale_free": True}, lambda s: s**2 / s.max() ** 2),
+    ({"rank": 3}, lambda s: (torch.arange(len(s)) < 3).double()),
+    ({"ridge": 0.3}, lambda s: s**2 / (s**2 + (0.3 * s.max()) ** 2)),
+]
+
+
+@pytest.mark.parametrize(("filter_", "f"), FILTERS, ids=[next(iter(filter_)) for filter_, _ in FILTERS])
+@pytest.mark.parametrize("full", [False, True], ids=["adapter", "checkpoint"])
+def test_other_filters(filter_, f, full, trio, tmp_path):
+    roles = {"aligned": trio.aligned, "base": trio.base}
+    report = repair(trio.adapter, SafeLoRA(fraction=1.0, **filter_), out=tmp_path / "out", merge=full, **roles)
+    aligned, base = weights(trio.aligned), weights(trio.base)
+    for row in report.modules:
+        key = f"{row.module}.weight"
+        a, b = factors(trio.adapter)[row.module]
+        old = 2 * b.double() @ a.double()
+        c = spectral(aligned[key].double() - base[key].double(), f)
+        if full:
+            new = weights(tmp_path / "out")[key].double() - aligned[key].double()
+        else:
+            new = 2 * factors(tmp_path / "out")[row.module][1].double() @ a.double()
+        torch.testing.assert_close(new, c @ old, rtol=0, atol=2e-6)
+        assert row.cosine == pytest.approx(float((c @ old * old).sum() / (c @ old).norm() / old.norm()), abs=1e-4)
+        random = torch.randn(len(c), 4000, generator=torch.Generator().manual_seed(1)).double()
+        null = float((c @ random * random).sum() / (c @ random).norm() / random.norm())
+        assert row.null_cosine == pytest.approx(null, abs=0.1)
+
+
+@pytest.mark.parametrize("method", [SafeLoRA(fraction=1.0, rank=64), SafeLoRA(fraction=1.0, ridge=1e-5)])
+def test_the_exact_projector_changes_nothing_in_square_and_wide_weights(method, trio, tmp_path):
+    report = repair(trio.adapter, method, aligned=trio.aligned, base=trio.base, out=tmp_path / "out")
+    old, new = factors(trio.adapter), factors(tmp_path / "out")
+    for row in report.modules:
+        same = torch.allclose(old[row.module][1], new[row.module][1], atol=1e-3)
+        assert same == (row.shape[0] <= row.shape[1]), row.module
+
+
+def test_ridge_too_small_to_solve_is_an_error(trio, tmp_path, monkeypatch):
+    monkeypatch.setattr("moored.ops.spectral.SWEEPS", 2)
+    with pytest.raises(CheckpointError, match="ridge=0.001 .* raise it"):
+        repair(trio.adapter, SafeLoRA(ridge=0.001), aligned=trio.aligned, base=trio.base, out=tmp_path / "out")
+
+
+def test_corrected_by_what_a_random_update_has():
+    scores = [
+        LayerScore(module=name, norm=1.0, cosine=c, null_cosine=null)
+        for name, c, null in [("a", 0.2, 0.1), ("b", 0.3, 0.6), ("c", 0.9, 0.8), ("d", None, None)]
+    ]
+    assert SafeLoRA(k=1).select(scores) == {"a"}
+    assert SafeLoRA(k=1, by="null_corrected").select(scores) == {"b"}
+    assert SafeLoRA(tau=1.5, by="null_corrected").select(scores) == {"b", "c"}
+
+
+def test_match_spectral_keeps_the_largest_singular_value(trio, tmp_path):
+    method = SafeLoRA(fraction=1.0, renorm="match_spectral")
+    repair(trio.adapter, method, aligned=trio.aligned, base=trio.base, out=tmp_path / "out")
+    old, new = factors(trio.adapter), factors(tmp_path / "out")
+    for module in old:
+        before, after = (
+            torch.linalg.matrix_norm(b.double() @ a.double(), ord=2) for a, b in (old[module], new[module])
+        )
+        assert float(after) == pytest.approx(float(before), rel=1e-4)

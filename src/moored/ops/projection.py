@@ -56,7 +56,7 @@ def project_on_safety(
     """
     work = torch.promote_types(torch.promote_types(aligned.dtype, base.dtype), torch.float32)
     rank = left.shape[1]
-    rows = torch.cat([left.T.to(work), _probes(probes, left.shape[0]).to(left.device, work)])
+    rows = torch.cat([left.T.to(work), random_rows(probes, left.shape[0]).to(left.device, work)])
     total = torch.zeros_like(rows)
     square = overlap = 0.0
     for columns, v in _blocks(aligned, base, work):
@@ -114,6 +114,11 @@ def _buffer(like: Float[Tensor, "o i"], width: int, dtype: torch.dtype) -> Tenso
 
 
 @lru_cache(maxsize=8)
-def _probes(count: int, length: int) -> Float[Tensor, "count length"]:
-    """The same Gaussian rows every time, so that a repair is a function of its inputs alone."""
+def random_rows(count: int, length: int) -> Float[Tensor, "count length"]:
+    """The same Gaussian rows every time, so that a repair is a function of its inputs alone.
+
+    Args:
+        count: rows.
+        length: of each.
+    """
     return torch.randn(count, length, generator=torch.Generator().manual_seed(0))

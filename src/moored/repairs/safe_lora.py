@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,9 +16,12 @@ from moored.errors import CheckpointError, NeedsError, require, unknown
 from moored.hf.checkpoint import Weight, finite
 from moored.method import MethodInfo, Need
 from moored.ops.lowrank import compress, cosine, inner
-from moored.ops.projection import null_cosine, project_on_safety
+from moored.ops.projection import null_cosine, project_on_safety, random_rows
+from moored.ops.spectral import first_directions, ridge, scale_free
 from moored.repairs.base import Delta, Layer, LayerScore, Repair, check_choice, first
 
+RENORM = ("none", "match_fro", "match_spectral")
+BY = ("cosine", "null_corrected")
 PROBES = 8
 """Random vectors behind the null cosine: its standard error is at most 25 %, and a few per cent for most weights."""
 
@@ -45,19 +49,26 @@ class SafeLoRA(Repair):
         fraction: project that part of the modules with an angle, smallest c first, 0-1. At most one of the three is
             given; with none, `fraction` is `FRACTION`, which unlike a tau means the same for every model.
         renorm: "none" as in the paper; "match_fro" scales C Delta back to the length of Delta, which keeps the
-            direction and undoes the shrinkage.
+            direction and undoes the shrinkage; "match_spectral" to its largest singular value.
+        by: what is compared with tau, or ranked: "cosine", or "null_corrected", c divided by the `null_cosine` of the
+            module, which is 1 for a random update (tau may then be above 1).
+        scale_free: C = V V^T / s_max^2, so that the first direction of V passes whole.
+        rank: C = U_k U_k^T, the projector on the first `rank` directions of V, >= 1.
+        ridge: C = V V^T (V V^T + (ridge s_max)^2)^-1, > 0; near 0 it is the exact projector. At most one of the
+            three is given; with none, C is the paper's.
 
     Needs:
         `aligned`, the start of the tuning, and `base`, the same model before alignment.
 
     Cost:
         4 o i r multiply-adds per o x i weight instead of the 2 o^2 i of the formula, one read of each weight, about
-        4 MiB of working memory. No o x o matrix exists.
+        4 MiB of working memory. No o x o matrix exists. With `scale_free`, `rank` or `ridge`: V in memory, and tens of
+        products with it.
 
     Differs from paper:
         The paper tests c < tau, its code c <= tau on a cosine rounded to 5 decimals: they differ only on ties. Here c
         comes from an fp64 QR and the test is the paper's. The code's k-mode can take more than k modules on ties; here
-        it never does. Weights are matched by name, not position. `fraction` and `renorm` are additions.
+        it never does. Weights are matched by name, not position. All parameters after `k` are additions.
 
     Know before use:
         - The paper's exact projector V (V^T V)^-1 V^T is the identity for every square or wide V of full rank; C is
@@ -91,7 +102,7 @@ class SafeLoRA(Repair):
         stage="post-fine-tuning",
         needs=frozenset({Need.ALIGNED, Need.BASE}),
         fidelity="paper",
-        differs="matches by name, k is exact on ties; `fraction` and `renorm` are additions",
+        differs="matches by name, k is exact on ties; parameters after `k` are additions",
         null={"fraction": 0.0},
         cost="one read of aligned and base, 4 MiB",
     )
@@ -100,14 +111,24 @@ class SafeLoRA(Repair):
     k: int | None = None
     fraction: float | None = None
     renorm: str = "none"
+    by: str = "cosine"
+    scale_free: bool = False
+    rank: int | None = None
+    ridge: float | None = None
 
     def __post_init__(self) -> None:
         """Validate."""
         check_choice("SafeLoRA", k=self.k, fraction=self.fraction, tau=self.tau)
-        if self.tau is not None:
+        for name, value, known in (("renorm", self.renorm, RENORM), ("by", self.by, BY)):
+            if value not in known:
+                raise unknown(f"value of `{name}` of SafeLoRA", value, known)
+        if self.tau is not None and self.by == "cosine":
             require(0 <= self.tau <= 1, "SafeLoRA", "tau", "in 0-1, the range of the cosine", self.tau)
-        if self.renorm not in ("none", "match_fro"):
-            raise unknown("value of `renorm` of SafeLoRA", self.renorm, ("none", "match_fro"))
+        require(self.tau is None or self.tau >= 0, "SafeLoRA", "tau", ">= 0", self.tau)
+        require(self.rank is None or self.rank >= 1, "SafeLoRA", "rank", "an integer >= 1", self.rank)
+        require(self.ridge is None or self.ridge > 0, "SafeLoRA", "ridge", "> 0", self.ridge)
+        filters = [name for name in ("scale_free", "rank", "ridge") if getattr(self, name)]
+        require(len(filters) < 2, "SafeLoRA", " and ".join(filters), "one at a time", "both")
 
     @classmethod
     def paper(cls) -> SafeLoRA:
@@ -124,11 +145,12 @@ class SafeLoRA(Repair):
 
     def score(self, layer: Layer) -> LayerScore:
         """Steps 1 and 2; keeps C B of an adapter, which is as small as the adapter, so that pass 2 reads nothing."""
-        return score_safety(layer, renorm=self.renorm)
+        score, candidate = self._projected(layer)
+        return score if layer.delta.a is None else replace(score, candidate=candidate)
 
     def select(self, scores: Sequence[LayerScore]) -> set[str]:
         """Step 3 over the modules that have an angle: an update, and a safety vector to compare it with."""
-        angles = {s.module: s.cosine for s in scores if s.cosine is not None}
+        angles = {s.module: self._angle(s) for s in scores if s.cosine is not None}
         if self.tau is not None:
             return {module for module, c in angles.items() if c < self.tau}
         able = [s for s in scores if s.module in angles]
@@ -136,7 +158,45 @@ class SafeLoRA(Repair):
 
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
         """C Delta."""
-        return score.candidate or _projected(layer, self.renorm)[1]
+        return score.candidate or self._projected(layer)[1]
+
+    def _angle(self, score: LayerScore) -> float:
+        """What is compared."""
+        c = score.cosine or 0.0
+        return c / (score.null_cosine or 1.0) if self.by == "null_corrected" else c
+
+    def _projected(self, layer: Layer) -> tuple[LayerScore, Delta]:
+        """The score and C Delta."""
+        found = self._filtered(layer) if self.scale_free or self.rank or self.ridge else _swept(layer)
+        delta = layer.delta
+        update, projected = compress(delta.b, delta.a), compress(found.projected, delta.a)
+        length = math.sqrt(inner(update, update))
+        score = LayerScore(
+            module=layer.module,
+            norm=abs(delta.scale) * length,
+            cosine=cosine(projected, update) if found.norm else None,
+            null_cosine=found.null,
+            signed=_signed(delta.scale * found.overlap, abs(delta.scale) * length, found.norm),
+            safety_norm=found.norm,
+        )
+        return score, replace(delta, b=found.projected * _gain(projected, update, self.renorm))
+
+    def _filtered(self, layer: Layer) -> _Found:
+        """With another filter than the paper's; random vectors beside B tell what it does to a random update."""
+        v, delta = layer.safety(), layer.delta
+        norm = float(v.norm())
+        if norm == 0:
+            return _Found(torch.zeros_like(delta.b), 0.0, 0.0, None)
+        columns = delta.b.shape[1]
+        both = torch.cat([delta.b.to(v), random_rows(PROBES, v.shape[0]).T.to(v)], dim=1)
+        if self.rank:
+            image = first_directions(v, both, self.rank)
+        else:
+            image = ridge(v, both, self.ridge) if self.ridge else scale_free(v, both)
+        random, passed = both[:, columns:], image[:, columns:]
+        null = float((random * passed).sum() / (random.norm() * passed.norm()))
+        overlap = float((delta.dense().to(v) * v).sum()) / (delta.scale or 1.0)
+        return _Found(image[:, :columns], norm, overlap, null)
 
     @property
     def _fraction(self) -> float | None:
@@ -144,45 +204,51 @@ class SafeLoRA(Repair):
         return self.FRACTION if nothing_said else self.fraction
 
 
-def score_safety(layer: Layer, *, renorm: str = "none") -> LayerScore:
-    """Cosine, null cosine and signed cosine of one update against the safety vector.
+class _Found(NamedTuple):
+    """What a filter makes of an update."""
+
+    projected: Tensor
+    """C B."""
+    norm: float
+    """||V||."""
+    overlap: float
+    """<B A, V>."""
+    null: float | None
+    """The cosine of a random update with its own image."""
+
+
+def score_safety(layer: Layer) -> LayerScore:
+    """Cosine, null cosine and signed cosine of one update against the safety vector, as in the paper.
 
     Args:
         layer: with `aligned` and `base`.
-        renorm: see `SafeLoRA`; only the candidate depends on it.
 
     Raises:
         NeedsError: a model is missing.
         CheckpointError: NaN or infinite weights.
     """
-    score, candidate = _projected(layer, renorm)
-    return score if layer.delta.a is None else replace(score, candidate=candidate)
+    return SafeLoRA().score(layer)
 
 
-def _projected(layer: Layer, renorm: str) -> tuple[LayerScore, Delta]:
+def _swept(layer: Layer) -> _Found:
+    """The paper's filter, in one sweep over V."""
     if layer.aligned is None or layer.base is None:
         raise NeedsError(f"{layer.module}: Safe LoRA compares with V = aligned - base; give both models")
     delta = layer.delta
     found = project_on_safety(layer.aligned.read(), layer.base.read(), delta.b, delta.a, probes=PROBES)
     if not math.isfinite(found.norm):
         _name_the_broken(layer.aligned, layer.base)
-    update, projected = compress(delta.b, delta.a), compress(found.projected, delta.a)
-    length = math.sqrt(inner(update, update))
-    score = LayerScore(
-        module=layer.module,
-        norm=abs(delta.scale) * length,
-        cosine=cosine(projected, update) if found.norm else None,
-        null_cosine=null_cosine(found.norm, found.spread, delta.b.shape[0]),
-        signed=_signed(delta.scale * found.overlap, abs(delta.scale) * length, found.norm),
-        safety_norm=found.norm,
-    )
-    return score, replace(delta, b=found.projected * _gain(projected, length, renorm))
+    null = null_cosine(found.norm, found.spread, delta.b.shape[0])
+    return _Found(found.projected, found.norm, found.overlap, null)
 
 
-def _gain(projected: Float[Tensor, "o k"], length: float, renorm: str) -> float:
-    """What the projected update is multiplied with: 1, or what brings it back to its old length."""
-    shrunk = math.sqrt(inner(projected, projected))
-    return length / shrunk if renorm == "match_fro" and shrunk else 1.0
+def _gain(projected: Float[Tensor, "o k"], update: Float[Tensor, "o k"], renorm: str) -> float:
+    """What the projected update is multiplied with: 1, or what brings it back to its old size."""
+    if renorm == "none":
+        return 1.0
+    order = "fro" if renorm == "match_fro" else 2
+    before, after = (float(torch.linalg.matrix_norm(m, ord=order)) for m in (update, projected))
+    return before / after if after else 1.0
 
 
 def _signed(overlap: float, length: float, safety_norm: float) -> float | None:
