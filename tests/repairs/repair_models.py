@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from moored.data.tiny import tiny_model
+from moored.data.tiny import tiny_model, tiny_tokenizer
 
 DENSE = ["q_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -29,6 +29,7 @@ def save_pair(root: Path, *, arch="llama", shards=None, dtype=torch.float32, **c
     size = {"max_shard_size": shards} if shards else {}
     model.to(dtype).save_pretrained(root / "base", **size)
     noise_(model.float(), 0.01, 7).to(dtype).save_pretrained(root / "aligned", **size)
+    tiny_tokenizer().save_pretrained(root / "aligned")
     return root / "aligned", root / "base"
 
 

@@ -29,6 +29,13 @@ def repair(
     safe: Annotated[
         str, typer.Option(help="The aligned model tuned on safe rows: adapter or model; only some methods need it.")
     ] = "",
+    harmful: Annotated[
+        str, typer.Option(help="Harmful prompts with harmful answers: file, hub id or synthetic:<set>.")
+    ] = "",
+    alignment: Annotated[
+        str, typer.Option(help="Harmful prompts with safe answers: file, hub id or synthetic:<set>.")
+    ] = "",
+    calibration: Annotated[str, typer.Option(help="Rows of the user's task: file, hub id or synthetic:<set>.")] = "",
     merge: Annotated[
         bool, typer.Option("--merge", help="Write an adapter as a full model, in the aligned model's type and shards.")
     ] = False,
@@ -71,6 +78,9 @@ def repair(
             base=resolve_model(base) if base else None,
             unaligned=resolve_model(unaligned) if unaligned else None,
             safe=resolve_model(safe) if safe else None,
+            harmful=harmful or None,
+            alignment=alignment or None,
+            calibration=calibration or None,
             out=out,
             merge=merge,
             progress=lambda done, total, what: live.update(bar, completed=done, total=total, description=what),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,9 @@ from moored.errors import NeedsError, require
 from moored.hf.checkpoint import Weight, finite
 from moored.method import MethodInfo, Need
 from moored.ops.lowrank import product_norm
+
+if TYPE_CHECKING:
+    from moored.repairs.lab import Lab
 
 Form = Literal["same", "more", "dense"]
 """What an edited update needs: the factor A that it had, factors of any rank, or a whole matrix."""
@@ -77,6 +80,7 @@ class Layer:
         aligned: the aligned model's weight, unread; None if that model was not given.
         base: the weight before alignment, unread; None if not given.
         others: by role, what reads the update of another model that started from `aligned` too (`update`).
+        found: what `Repair.prepare` found out about the layer.
     """
 
     module: str
@@ -84,6 +88,7 @@ class Layer:
     aligned: Weight | None = None
     base: Weight | None = None
     others: Mapping[Need, Callable[[], Delta]] = field(default_factory=dict, repr=False)
+    found: Any = field(default=None, repr=False)
 
     def update(self, need: Need) -> Delta | None:
         """The update of another model, unaligned - aligned or safe - aligned; None where it is that of `aligned`.
@@ -171,6 +176,14 @@ class Repair(ABC):
     def form(self) -> Form:
         """What an edited update needs; an adapter cannot hold "dense", so it must be merged."""
         return "same"
+
+    def prepare(self, lab: Lab) -> Mapping[str, Any]:
+        """Before pass 1: run a model. What is returned for a module is `found` in its layer.
+
+        Args:
+            lab: the tuned weights, the model that they make, and the rows.
+        """
+        return {}
 
     def score(self, layer: Layer) -> LayerScore:
         """Pass 1: look at one layer."""

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -27,18 +27,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moored import __version__
-from moored.errors import CheckpointError, ConfigError, NeedsError, NeverSupported, NotYetSupported
+from moored.data.load import load_rows
+from moored.data.schema import Row, Source, fingerprint
+from moored.errors import CheckpointError, ConfigError, NeedsError, NeverSupported
 from moored.hf.adapters import CONFIG, grown
 from moored.hf.checkpoint import Checkpoint, copy_with, core, rewrite, sha256, weights_of
 from moored.memory import forget_peak, peak_bytes
-from moored.method import Need
+from moored.method import MODELS, Need
 from moored.repairs.base import Delta, Layer, LayerScore, Repair
+from moored.repairs.lab import Lab
 from moored.repairs.report import LayerRow, RepairReport
 from moored.repairs.tuned import MergedAdapter, Stored, Tuned, TunedAdapter, TunedModel, open_tuned
 
 COARSE = 0.05
 """Relative error of a stored update above which its row says so."""
 
+Rows = str | Path | Sequence[Row]
+"""Rows, or where they are."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -50,6 +55,9 @@ def repair(
     base: str | Path | None = None,
     unaligned: str | Path | None = None,
     safe: str | Path | None = None,
+    harmful: Rows | None = None,
+    alignment: Rows | None = None,
+    calibration: Rows | None = None,
     out: str | Path,
     merge: bool = False,
     progress: Progress | None = None,
@@ -63,6 +71,9 @@ def repair(
         base: the same model before alignment.
         unaligned: the aligned model after tuning on unsafe rows: an adapter on it or a full model.
         safe: the aligned model after tuning on safe rows: an adapter on it or a full model.
+        harmful: harmful prompts with harmful answers: rows, or an address that `load_rows` takes.
+        alignment: harmful prompts with safe answers, likewise.
+        calibration: rows of the user's task, likewise.
         out: the folder to write; must not exist. Gets the weights, `moored.json` and a model card.
         merge: write an adapter as a full checkpoint in the aligned model's type and shards; needs `aligned`.
         progress: called with (layers done, layers in all, what) after each layer.
@@ -87,7 +98,9 @@ def repair(
     if out.exists() or out.is_symlink():
         raise ConfigError(f"`out` {out} exists; give a new folder, a repair overwrites nothing")
     models = {Need.ALIGNED: aligned, Need.BASE: base, Need.UNALIGNED: unaligned, Need.SAFE: safe}
-    _check_roles(method, models)
+    data = {Need.HARMFUL: harmful, Need.ALIGNMENT: alignment, Need.CALIBRATION: calibration}
+    _check_roles(method, models | data)
+    rows = {need: _rows(need, given) for need, given in data.items() if given is not None and need in method.needs()}
     start, before = (None if where is None else Checkpoint.open(where) for where in (aligned, base))
     others: dict[Need, Tuned] = {}
     for need, where in ((Need.UNALIGNED, unaligned), (Need.SAFE, safe)):
@@ -99,24 +112,27 @@ def repair(
         if not {core(m) for m in other.modules} & {core(m) for m in source.modules}:
             raise CheckpointError(f"`{need}` {other.folder} was tuned on none of the modules of {source.folder}")
     given = {"out": out, "tuned": tuned, **{str(need): where for need, where in models.items()}}
-    names = {role: None if where is None else str(where) for role, where in given.items()}
+    names: dict[str, Any] = {role: None if where is None else str(where) for role, where in given.items()}
+    names["rows"] = {str(need): {"rows": len(own), "sha256": fingerprint(own)} for need, own in rows.items()}
     with _staging(out) as folder:
-        return _run(source, method, folder, progress, started, names)
+        found = method.prepare(Lab(source, rows)) if method.needs() else {}
+        return _run(source, method, found, folder, progress, started, names)
 
 
 def _run(
     source: Tuned,
     method: Repair,
+    found: Mapping[str, Any],
     folder: Path,
     progress: Progress | None,
     started: float,
     names: dict[str, Any],
 ) -> RepairReport:
     """Both passes into `folder`, and the report beside the weights."""
-    scores, size = _score(source, method, progress)
+    scores, size = _score(source, method, found, progress)
     rows = {score.module: _row(source, score) for score in scores.values()}
     chosen = method.select(list(scores.values()))
-    _write(source, method, scores, chosen, rows, folder, progress)
+    _write(source, method, found, scores, chosen, rows, folder, progress)
     report = RepairReport(
         method=method.info.name,
         parameters=method.parameters(),
@@ -134,19 +150,26 @@ def _run(
     return report
 
 
-def _check_roles(method: Repair, given: Mapping[Need, str | Path | None]) -> None:
-    """Every model that the method needs is there."""
+def _rows(need: Need, given: Rows) -> list[Row]:
+    source: Source = "harmful" if need == Need.HARMFUL else "alignment" if need == Need.ALIGNMENT else "benign"
+    return load_rows(given, source=source) if isinstance(given, str | Path) else list(given)
+
+
+def _check_roles(method: Repair, given: Mapping[Need, Any]) -> None:
+    """Everything that the method needs is there."""
     meaning = {
+        Need.HARMFUL: "harmful prompts with harmful answers",
+        Need.ALIGNMENT: "harmful prompts with safe answers",
+        Need.CALIBRATION: "rows of the user's task",
         Need.ALIGNED: "the model that tuning started from",
         Need.BASE: "the model before alignment",
         Need.UNALIGNED: "the aligned model after tuning on unsafe rows",
         Need.SAFE: "the aligned model after tuning on safe rows",
     }
     for need in sorted(method.needs()):
-        if need not in meaning:
-            raise NotYetSupported(f"{method.info.name} needs `{need}`, which repair cannot give yet")
         if given[need] is None:
-            raise NeedsError(f"{method.info.name} needs `{need}`, {meaning[need]}; give a folder or a hub id")
+            what = "a folder or a hub id" if need in MODELS else "rows, a file, a hub id or synthetic:<set>"
+            raise NeedsError(f"{method.info.name} needs `{need}`, {meaning[need]}; give {what}")
 
 
 def _check_places(source: Tuned, method: Repair, out: Path) -> None:
@@ -175,11 +198,13 @@ def _no_direction(source: Tuned) -> str:
     return f"`aligned` and `base` hold the same weights ({where}), so that aligned - base gives no direction of safety"
 
 
-def _score(source: Tuned, method: Repair, progress: Progress | None) -> tuple[dict[str, LayerScore], int]:
+def _score(
+    source: Tuned, method: Repair, found: Mapping[str, Any], progress: Progress | None
+) -> tuple[dict[str, LayerScore], int]:
     """Pass 1: a score per module, and the bytes of weights that it took."""
     scores, size = {}, 0
     for done, module in enumerate(source.modules, 1):
-        layer = source.layer(module)
+        layer = replace(source.layer(module), found=found.get(module))
         scores[module] = method.score(layer)
         size += layer.nbytes(models=scores[module].safety_norm is not None)
         if progress:
@@ -192,6 +217,7 @@ def _score(source: Tuned, method: Repair, progress: Progress | None) -> tuple[di
 def _write(
     source: Tuned,
     method: Repair,
+    found: Mapping[str, Any],
     scores: dict[str, LayerScore],
     chosen: set[str],
     rows: dict[str, LayerRow],
@@ -207,7 +233,7 @@ def _write(
     def edits(modules: list[str]) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
         nonlocal done
         for module in modules:
-            layer = source.layer(module)
+            layer = replace(source.layer(module), found=found.get(module))
             old = source.unedited(layer)
             new = _edit(source, method, layer, scores[module], rows, old) if module in chosen else {}
             yield from (new or (old if isinstance(source, MergedAdapter) else {})).items()

@@ -78,6 +78,7 @@ class RepairReport:
         base: as given, or None.
         unaligned: as given, or None.
         safe: as given, or None.
+        rows: by role, how many were looked at, and their sha256.
         modules: one row each.
         untouched: tensors that tuning changed and that no repair here edits.
         notes: what a reader should know.
@@ -96,6 +97,7 @@ class RepairReport:
     base: str | None
     unaligned: str | None
     safe: str | None
+    rows: Mapping[str, Mapping[str, Any]]
     modules: Sequence[LayerRow] = field(repr=False)
     untouched: Sequence[str] = field(repr=False)
     notes: Sequence[str]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over what goes into chosen modules, in one pass of the model per batch and without keeping an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from moored.errors import NotYetSupported
+
+Sum = Callable[[Float[Tensor, "tokens width"]], Float[Tensor, "..."]]
+"""What of a module's input is summed up, over tokens."""
+
+
+def squares(x: Float[Tensor, "tokens width"]) -> Float[Tensor, " width"]:
+    """Sum of x_j^2 over tokens."""
+    return x.square().sum(dim=0)
+
+
+def through(a: Float[Tensor, "r width"], of: Sum, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "..."]:
+    """A sum over A x instead of x.
+
+    Args:
+        a: A.
+        of: what is summed up.
+        x: the module's input.
+    """
+    return of(x @ a.T.to(x))
+
+
+@torch.no_grad()
+def summed(
+    model: nn.Module,
+    sums: Mapping[str, tuple[nn.Module, Sum]],
+    batches: Iterable[Mapping[str, Int[Tensor, "lines length"]]],
+) -> dict[str, Float[Tensor, "..."]]:
+    """Run the model over batches, and sum up in fp64 what goes into modules at tokens that are no padding.
+
+    Args:
+        model: in evaluation mode.
+        sums: by any name, a module and what to sum of its input.
+        batches: with `input_ids` and `attention_mask`.
+
+    Returns:
+        By name; a module that no batch reaches is left out.
+
+    Raises:
+        NotYetSupported: a module whose input is not laid out by lines and positions (an expert's).
+    """
+    totals: dict[str, Tensor] = {}
+    real: list[Bool[Tensor, "lines length"]] = []
+
+    def add(name: str, of: Sum, module: nn.Module, args: tuple[Any, ...]) -> None:
+        mask, x = real[0], args[0]
+        if x.shape[:-1] == mask.shape:
+            x = x[mask]
+        elif x.dim() == 2 and len(x) == mask.numel():  # OPT's feed-forward
+            x = x[mask.flatten()]
+        else:
+            raise NotYetSupported(f"{name} gets an input of shape {tuple(x.shape)}, whose tokens cannot be told apart")
+        found = of(x.float()).double()
+        totals[name] = totals[name] + found if name in totals else found
+
+    hooks = [module.register_forward_pre_hook(partial(add, name, of)) for name, (module, of) in sums.items()]
+    device = next(model.parameters()).device
+    try:
+        for batch in batches:
+            real[:] = [batch["attention_mask"].bool().to(device)]
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            model(**inputs, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return totals
