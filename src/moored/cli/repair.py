@@ -39,6 +39,10 @@ def repair(
     merge: Annotated[
         bool, typer.Option("--merge", help="Write an adapter as a full model, in the aligned model's type and shards.")
     ] = False,
+    revert: Annotated[
+        bool,
+        typer.Option("--revert", help="Set trained tensors that the repair does not edit back to the aligned model's."),
+    ] = False,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,6 +87,7 @@ def repair(
             calibration=calibration or None,
             out=out,
             merge=merge,
+            revert=revert,
             progress=lambda done, total, what: live.update(bar, completed=done, total=total, description=what),
         )
     typer.echo(_summary(report))

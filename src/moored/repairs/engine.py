@@ -60,6 +60,7 @@ def repair(
     calibration: Rows | None = None,
     out: str | Path,
     merge: bool = False,
+    revert: bool = False,
     progress: Progress | None = None,
 ) -> RepairReport:
     """Repair a tuned adapter or checkpoint into a new folder.
@@ -76,6 +77,8 @@ def repair(
         calibration: rows of the user's task, likewise.
         out: the folder to write; must not exist. Gets the weights, `moored.json` and a model card.
         merge: write an adapter as a full checkpoint in the aligned model's type and shards; needs `aligned`.
+        revert: set trained tensors that the repair does not edit (`modules_to_save`, biases, norms, embeddings) back
+            to what they are in `aligned`.
         progress: called with (layers done, layers in all, what) after each layer.
 
     Returns:
@@ -116,7 +119,7 @@ def repair(
     names["rows"] = {str(need): {"rows": len(own), "sha256": fingerprint(own)} for need, own in rows.items()}
     with _staging(out) as folder:
         found = method.prepare(Lab(source, rows)) if method.needs() else {}
-        return _run(source, method, found, folder, progress, started, names)
+        return _run(source, method, found, folder, progress, started, revert, names)
 
 
 def _run(
@@ -126,19 +129,22 @@ def _run(
     folder: Path,
     progress: Progress | None,
     started: float,
+    revert: bool,
     names: dict[str, Any],
 ) -> RepairReport:
     """Both passes into `folder`, and the report beside the weights."""
     scores, size = _score(source, method, found, progress)
     rows = {score.module: _row(source, score) for score in scores.values()}
     chosen = method.select(list(scores.values()))
-    _write(source, method, found, scores, chosen, rows, folder, progress)
+    whole = source.reverted() if revert else source.copied()
+    _write(source, method, found, scores, chosen, rows, whole, folder, progress)
     report = RepairReport(
         method=method.info.name,
         parameters=method.parameters(),
         modules=tuple(rows.values()),
-        untouched=source.untouched,
-        notes=_notes(source, names["aligned"], rows),
+        untouched=() if revert else source.untouched,
+        reverted=source.untouched if revert else (),
+        notes=_notes(source, names["aligned"], rows, revert),
         inputs={str(file): sha256(file) for file in _inputs(source)},
         versions=_versions(),
         seconds=time.perf_counter() - started,
@@ -221,6 +227,7 @@ def _write(
     scores: dict[str, LayerScore],
     chosen: set[str],
     rows: dict[str, LayerRow],
+    whole: Stored,
     folder: Path,
     progress: Progress | None,
 ) -> None:
@@ -243,13 +250,13 @@ def _write(
 
     for extra in source.extras:
         shutil.copy(extra, folder / extra.name)  # with its mode: a serving file may hold a secret
-    whole = source.copied()
     for file, modules in by_file.items():
         also = ((key, tensor) for key, tensor in whole.items() if key in weights_of(file))
         tensors = chain(edits([m for m in modules if m in chosen or isinstance(source, MergedAdapter)]), also)
         if isinstance(source, TunedAdapter) and method.form == "more" and chosen:
-            config, factors = grown(source.adapter, dict(tensors))
-            rewrite(file, folder / file.name, factors)
+            new = dict(tensors)
+            config, factors = grown(source.adapter, new)
+            rewrite(file, folder / file.name, new | factors)
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         else:
             copy_with(file, folder / file.name, tensors)
@@ -288,10 +295,13 @@ def _row(source: Tuned, score: LayerScore) -> LayerRow:
     return LayerRow.of(score, source.weight(score.module).oriented, None)
 
 
-def _notes(source: Tuned, aligned: str | None, rows: dict[str, LayerRow]) -> tuple[str, ...]:
+def _notes(source: Tuned, aligned: str | None, rows: dict[str, LayerRow], revert: bool) -> tuple[str, ...]:
     notes = []
-    if source.untouched:
-        notes.append(f"{len(source.untouched)} trained tensors are outside of what this repair edits; see `untouched`")
+    if source.untouched and not revert:
+        notes.append(
+            f"{len(source.untouched)} trained tensors are outside of what this repair edits (see `untouched`); "
+            "`revert=True` (--revert) sets them back"
+        )
     if isinstance(source, TunedAdapter | MergedAdapter) and aligned is not None:
         said = source.adapter.base_name
         if said and Path(said).name != Path(aligned).name:

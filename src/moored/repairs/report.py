@@ -80,7 +80,8 @@ class RepairReport:
         safe: as given, or None.
         rows: by role, how many were looked at, and their sha256.
         modules: one row each.
-        untouched: tensors that tuning changed and that no repair here edits.
+        untouched: tensors that tuning changed and that the repair left as they are.
+        reverted: tensors that tuning changed and that were set back to the aligned model's.
         notes: what a reader should know.
         inputs: sha256 of every file read, by path.
         versions: of moored and what it stands on.
@@ -100,6 +101,7 @@ class RepairReport:
     rows: Mapping[str, Mapping[str, Any]]
     modules: Sequence[LayerRow] = field(repr=False)
     untouched: Sequence[str] = field(repr=False)
+    reverted: Sequence[str] = field(repr=False)
     notes: Sequence[str]
     inputs: Mapping[str, str] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
@@ -109,8 +111,8 @@ class RepairReport:
 
     @property
     def changed(self) -> int:
-        """How many modules hold other values than before; 0 means that the output equals the input."""
-        return sum(row.edited for row in self.modules)
+        """How many modules and reverted tensors hold other values than before; 0: the output equals the input."""
+        return sum(row.edited for row in self.modules) + len(self.reverted)
 
     def record(self) -> dict[str, Any]:
         """Everything as plain JSON."""

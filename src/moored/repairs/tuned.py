@@ -95,6 +95,19 @@ class Tuned(ABC):
         """Tensors that the copies must hold beside those of the modules."""
         return {}
 
+    @abstractmethod
+    def reverted(self) -> Stored:
+        """The trained tensors that no repair edits, as they were before tuning."""
+
+    def _start(self, weight: Weight) -> Float[Tensor, "..."]:
+        """A tensor of the aligned model in the place and type of a trained one."""
+        if self.aligned is None:
+            raise NeedsError(f"{weight.key} was trained and is to be reverted: give `aligned`")
+        start = self.aligned.find(weight.key.replace(".base_layer.", "."))
+        if start is None or start.shape != weight.shape:
+            raise NotYetSupported(f"{weight.key} in {self.folder} has no counterpart in {self.aligned.folder}")
+        return finite(start).to(weight.torch_dtype)
+
     def _others(self, module: str) -> dict[Need, Callable[[], Delta]]:
         """Readers of the other models' updates of a module."""
         found = dict[Need, Callable[[], Delta]]()
@@ -151,6 +164,17 @@ class TunedAdapter(Tuned):
         b = delta.b * (delta.scale / own.scale)
         return {part.b.key: b.to(part.b.torch_dtype), part.a.key: delta.a.to(part.a.torch_dtype)}
 
+    def reverted(self) -> Stored:
+        """Whole trained tensors from the aligned model; adapters of embeddings become zero."""
+        weights = weights_of(self.folder / ADAPTER_WEIGHTS)
+        found = {}
+        for key in self.untouched:
+            if "lora_embedding_" in key:
+                found[key] = torch.zeros_like(weights[key].read())
+            else:
+                found[key] = self._start(weights[key])
+        return found
+
     def held(self, layer: Layer, stored: Stored) -> Delta:
         """The stored factors with the module's scale."""
         part = self.adapter.modules[layer.module]
@@ -195,6 +219,10 @@ class TunedModel(Tuned):
         """W_aligned + delta in the checkpoint's type."""
         weight, aligned = self.pairs[layer.module]
         return {weight.key: _added(aligned, delta, weight)}
+
+    def reverted(self) -> Stored:
+        """Norms, biases and embeddings that tuning has changed, from the aligned model."""
+        return {key: self._start(self.checkpoint.weights[key]) for key in self.untouched}
 
     def held(self, layer: Layer, stored: Stored) -> Delta:
         """The difference stored - W_aligned."""
@@ -269,6 +297,10 @@ class MergedAdapter(Tuned):
     def copied(self) -> Stored:
         """What was trained as a whole."""
         return self.saved
+
+    def reverted(self) -> Stored:
+        """Nothing is copied, so that what the aligned model has stays."""
+        return {}
 
 
 def open_tuned(
