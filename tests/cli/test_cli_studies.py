@@ -109,7 +109,13 @@ def test_the_command_line_equals_the_api(recipe: Path, straight: Path) -> None:
 def stopped(recipe: Path, folder: Path, how: signal.Signals) -> tuple[int, str]:
     """Start a run, stop it in the middle of fine-tuning; its exit code and what it said."""
     process = subprocess.Popen(
-        command(recipe, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ
+        command(recipe, folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # Where the tests themselves run in the background, a shell has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((folder / "store").glob("work/finetune-*/model/checkpoint-[2-9]/trainer_state.json")):
