@@ -16,9 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -118,42 +118,110 @@ def repair(
     names: dict[str, Any] = {role: None if where is None else str(where) for role, where in given.items()}
     names["rows"] = {str(need): {"rows": len(own), "sha256": fingerprint(own)} for need, own in rows.items()}
     with _staging(out) as folder:
-        found = method.prepare(Lab(source, rows)) if method.needs() else {}
-        return _run(source, method, found, folder, progress, started, revert, names)
-
-
-def _run(
-    source: Tuned,
-    method: Repair,
-    found: Mapping[str, Any],
-    folder: Path,
-    progress: Progress | None,
-    started: float,
-    revert: bool,
-    names: dict[str, Any],
-) -> RepairReport:
-    """Both passes into `folder`, and the report beside the weights."""
-    scores, size = _score(source, method, found, progress)
-    rows = {score.module: _row(source, score) for score in scores.values()}
-    chosen = method.select(list(scores.values()))
-    whole = source.reverted() if revert else source.copied()
-    _write(source, method, found, scores, chosen, rows, whole, folder, progress)
-    report = RepairReport(
-        method=method.info.name,
-        parameters=method.parameters(),
-        modules=tuple(rows.values()),
-        untouched=() if revert else source.untouched,
-        reverted=source.untouched if revert else (),
-        notes=_notes(source, names["aligned"], rows, revert),
-        inputs={str(file): sha256(file) for file in _inputs(source)},
-        versions=_versions(),
-        seconds=time.perf_counter() - started,
-        bytes_read=size,
-        peak_bytes=peak_bytes(),
-        **names,
-    )
-    _describe(report, source, method, folder)
+        work = _Work(source, method, folder, progress)
+        work.found = method.prepare(Lab(source, rows)) if method.needs() else {}
+        size = work.score()
+        work.write(method.select(list(work.scores.values())), source.reverted() if revert else source.copied())
+        report = RepairReport(
+            method=method.info.name,
+            parameters=method.parameters(),
+            modules=tuple(work.rows.values()),
+            untouched=() if revert else source.untouched,
+            reverted=source.untouched if revert else (),
+            notes=_notes(source, names["aligned"], work.rows, revert),
+            inputs={str(file): sha256(file) for file in _inputs(source)},
+            versions=_versions(),
+            seconds=time.perf_counter() - started,
+            bytes_read=size,
+            peak_bytes=peak_bytes(),
+            **names,
+        )
+        _describe(report, source, method, folder)
     return report
+
+
+@dataclass
+class _Work:
+    """One repair under way: both passes over the modules, into `folder`."""
+
+    source: Tuned
+    method: Repair
+    folder: Path
+    progress: Progress | None
+    found: Mapping[str, Any] = field(default_factory=dict)
+    scores: dict[str, LayerScore] = field(default_factory=dict)
+    rows: dict[str, LayerRow] = field(default_factory=dict)
+
+    def score(self) -> int:
+        """Pass 1: a score per module, and the bytes of weights that it took."""
+        size = 0
+        for module in self.source.modules:
+            layer = self._layer(module)
+            score = self.scores[module] = self.method.score(layer)
+            self.rows[module] = _row(self.source, score)
+            size += layer.nbytes(models=score.safety_norm is not None)
+            self._say(len(self.scores), len(self.source.modules), "score")
+        if self.scores and all(score.safety_norm == 0 for score in self.scores.values()):
+            raise NeverSupported(_no_direction(self.source))
+        return size
+
+    def write(self, chosen: set[str], whole: Stored) -> None:
+        """Pass 2: copy each weight file, then overwrite the chosen modules and whole tensors in the copy."""
+        source = self.source
+        by_file: dict[Path, list[str]] = {file: [] for file in source.shards}
+        for module in source.modules:
+            if module in chosen or source.writes_all:
+                by_file[source.weight(module).file].append(module)
+        for extra in source.extras:
+            shutil.copy(extra, self.folder / extra.name)  # with its mode: a serving file may hold a secret
+        done = count()
+        for file, modules in by_file.items():
+            held = weights_of(file)
+            also = ((key, tensor) for key, tensor in whole.items() if key in held)
+            tensors = chain(self._edits(modules, chosen, done), also)
+            if isinstance(source, TunedAdapter) and self.method.form == "more" and chosen:
+                self._grow(source, file, dict(tensors))
+            else:
+                copy_with(file, self.folder / file.name, tensors)
+
+    def _edits(
+        self, modules: Sequence[str], chosen: set[str], done: Iterator[int]
+    ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
+        """New tensors of the modules by key, one module at a time."""
+        for module in modules:
+            layer = self._layer(module)
+            old = self.source.unedited(layer)
+            new = self._edit(layer, old) if module in chosen else {}
+            yield from (new or (old if self.source.writes_all else {})).items()
+            if module in chosen:
+                self._say(next(done) + 1, len(chosen), "edit")
+
+    def _edit(self, layer: Layer, old: Stored) -> Stored:
+        """The stored form of an edited layer, noted in its row; empty if rounding leaves the old one."""
+        wanted = self.method.edit(layer, self.scores[layer.module])
+        stored = self.source.stored(layer, wanted)
+        if stored.keys() == old.keys() and all(torch.equal(stored[key], old[key]) for key in old):
+            return {}
+        held, length, row = self.source.held(layer, stored), wanted.norm(), self.rows[layer.module]
+        lost = _distance(held, wanted) / length if length else 0.0
+        dtype = self.source.weight(layer.module).dtype
+        note = f"rounding to {dtype} moved the new update by {lost:.0%}" if lost > COARSE else ""
+        rank = held.rank if row.rank is not None else None
+        self.rows[layer.module] = replace(row, edited=True, norm_after=held.norm(), rank=rank, note=note)
+        return stored
+
+    def _grow(self, source: TunedAdapter, file: Path, new: Stored) -> None:
+        """Write an adapter anew whose factors have other ranks."""
+        config, factors = grown(source.adapter, new)
+        rewrite(file, self.folder / file.name, {**new, **factors})
+        (self.folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def _layer(self, module: str) -> Layer:
+        return replace(self.source.layer(module), found=self.found.get(module))
+
+    def _say(self, done: int, total: int, what: str) -> None:
+        if self.progress:
+            self.progress(done, total, what)
 
 
 def _rows(need: Need, given: Rows) -> list[Row]:
@@ -202,81 +270,6 @@ def _check_places(source: Tuned, method: Repair, out: Path) -> None:
 def _no_direction(source: Tuned) -> str:
     where = source.aligned.folder if source.aligned else ""
     return f"`aligned` and `base` hold the same weights ({where}), so that aligned - base gives no direction of safety"
-
-
-def _score(
-    source: Tuned, method: Repair, found: Mapping[str, Any], progress: Progress | None
-) -> tuple[dict[str, LayerScore], int]:
-    """Pass 1: a score per module, and the bytes of weights that it took."""
-    scores, size = {}, 0
-    for done, module in enumerate(source.modules, 1):
-        layer = replace(source.layer(module), found=found.get(module))
-        scores[module] = method.score(layer)
-        size += layer.nbytes(models=scores[module].safety_norm is not None)
-        if progress:
-            progress(done, len(source.modules), "score")
-    if scores and all(score.safety_norm == 0 for score in scores.values()):
-        raise NeverSupported(_no_direction(source))
-    return scores, size
-
-
-def _write(
-    source: Tuned,
-    method: Repair,
-    found: Mapping[str, Any],
-    scores: dict[str, LayerScore],
-    chosen: set[str],
-    rows: dict[str, LayerRow],
-    whole: Stored,
-    folder: Path,
-    progress: Progress | None,
-) -> None:
-    """Pass 2: copy each weight file, then overwrite the chosen modules in the copy."""
-    by_file: dict[Path, list[str]] = {file: [] for file in source.shards}
-    for module in source.modules:
-        by_file[source.weight(module).file].append(module)
-    done = 0
-
-    def edits(modules: list[str]) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
-        nonlocal done
-        for module in modules:
-            layer = replace(source.layer(module), found=found.get(module))
-            old = source.unedited(layer)
-            new = _edit(source, method, layer, scores[module], rows, old) if module in chosen else {}
-            yield from (new or (old if isinstance(source, MergedAdapter) else {})).items()
-            done += module in chosen
-            if progress and module in chosen:
-                progress(done, len(chosen), "edit")
-
-    for extra in source.extras:
-        shutil.copy(extra, folder / extra.name)  # with its mode: a serving file may hold a secret
-    for file, modules in by_file.items():
-        also = ((key, tensor) for key, tensor in whole.items() if key in weights_of(file))
-        tensors = chain(edits([m for m in modules if m in chosen or isinstance(source, MergedAdapter)]), also)
-        if isinstance(source, TunedAdapter) and method.form == "more" and chosen:
-            new = dict(tensors)
-            config, factors = grown(source.adapter, new)
-            rewrite(file, folder / file.name, new | factors)
-            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        else:
-            copy_with(file, folder / file.name, tensors)
-
-
-def _edit(
-    source: Tuned, method: Repair, layer: Layer, score: LayerScore, rows: dict[str, LayerRow], old: Stored
-) -> Stored:
-    """The stored form of an edited layer, noted in its row; empty if rounding leaves the old one."""
-    wanted = method.edit(layer, score)
-    stored = source.stored(layer, wanted)
-    if stored.keys() == old.keys() and all(torch.equal(stored[key], old[key]) for key in old):
-        return {}
-    held, length = source.held(layer, stored), wanted.norm()
-    lost = _distance(held, wanted) / length if length else 0.0
-    dtype = source.weight(score.module).dtype
-    note = f"rounding to {dtype} moved the new update by {lost:.0%}" if lost > COARSE else ""
-    rank = held.rank if rows[score.module].rank is not None else None
-    rows[score.module] = replace(rows[score.module], edited=True, norm_after=held.norm(), rank=rank, note=note)
-    return stored
 
 
 def _distance(held: Delta, wanted: Delta) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,9 @@ class Tuned(ABC):
         modules: full paths, in the order of the files.
         untouched: trained tensors that no repair here edits.
     """
+
+    writes_all: ClassVar[bool] = False
+    """Whether the modules that stay are written too, because the copied files do not hold them."""
 
     folder: Path
     aligned: Checkpoint | None
@@ -236,6 +239,8 @@ class MergedAdapter(Tuned):
 
     Takes DoRA too, whose update is m / ||W + s B A||, row by row, times W + s B A, less W.
     """
+
+    writes_all: ClassVar[bool] = True
 
     adapter: Adapter
     saved: Stored
