@@ -170,7 +170,11 @@ def test_shards_and_key_order_do_not_matter(name, dtype, tmp_path):
         "unaligned": save_adapter(aligned, tmp_path / "u", seed=5),
         "safe": save_adapter(aligned, tmp_path / "s", seed=6),
     }
-    more |= {"merge": active(name).form == "dense", "harmful": tiny_rows(5, "harmful")}
+    more |= {
+        "merge": active(name).form == "dense",
+        "harmful": tiny_rows(5, "harmful"),
+        "alignment": tiny_rows(5, "alignment"),
+    }
     repair(adapter, active(name), aligned=aligned, base=base, out=tmp_path / "plain", **more)
     sharded, _ = save_pair(tmp_path / "two", dtype=dtype, shards="30KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2

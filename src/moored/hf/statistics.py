@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over what goes into chosen modules, in one pass of the model per batch and without keeping an activation."""
+"""Sums over what goes into or comes out of chosen modules, in one pass and without keeping an activation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moored.errors import NotYetSupported
 
 Sum = Callable[[Float[Tensor, "tokens width"]], Float[Tensor, "..."]]
-"""What of a module's input is summed up, over tokens."""
+"""What of a module's input or output is summed up, over tokens."""
 
 
 def squares(x: Float[Tensor, "tokens width"]) -> Float[Tensor, " width"]:
@@ -38,13 +38,16 @@ def summed(
     model: nn.Module,
     sums: Mapping[str, tuple[nn.Module, Sum]],
     batches: Iterable[Mapping[str, Int[Tensor, "lines length"]]],
+    *,
+    outputs: bool = False,
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Run the model over batches, and sum up in fp64 what goes into modules at tokens that are no padding.
+    """Run the model over batches, and sum up in fp64 what modules are given at tokens that are no padding.
 
     Args:
         model: in evaluation mode.
         sums: by any name, a module and what to sum of its input.
         batches: with `input_ids` and `attention_mask`.
+        outputs: what the modules give, instead of what they are given.
 
     Returns:
         By name; a module that no batch reaches is left out.
@@ -55,18 +58,18 @@ def summed(
     totals: dict[str, Tensor] = {}
     real: list[Bool[Tensor, "lines length"]] = []
 
-    def add(name: str, of: Sum, module: nn.Module, args: tuple[Any, ...]) -> None:
-        mask, x = real[0], args[0]
+    def add(name: str, of: Sum, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        mask, x = real[0], output if outputs else args[0]
         if x.shape[:-1] == mask.shape:
             x = x[mask]
         elif x.dim() == 2 and len(x) == mask.numel():  # OPT's feed-forward
             x = x[mask.flatten()]
         else:
-            raise NotYetSupported(f"{name} gets an input of shape {tuple(x.shape)}, whose tokens cannot be told apart")
+            raise NotYetSupported(f"{name} works on a shape of {tuple(x.shape)}, whose tokens cannot be told apart")
         found = of(x.float()).double()
         totals[name] = totals[name] + found if name in totals else found
 
-    hooks = [module.register_forward_pre_hook(partial(add, name, of)) for name, (module, of) in sums.items()]
+    hooks = [module.register_forward_hook(partial(add, name, of)) for name, (module, of) in sums.items()]
     device = next(model.parameters()).device
     try:
         for batch in batches:

@@ -108,7 +108,7 @@ class Antidote(Repair):
         if self.target == "factors":
             factors = {module: _factor(lab.source.layer(module)) for module in modules}
             sums |= {f"{m} A x": (m, partial(through, a, squares)) for m, a in factors.items()}
-        found = lab.inputs(Need.HARMFUL, sums)
+        found = lab.sums(lab.model, Need.HARMFUL, sums)
         return {module: (found.get(module), found.get(f"{module} A x")) for module in modules}
 
     def select(self, scores: Sequence[LayerScore]) -> set[str]:

@@ -46,6 +46,11 @@ class Lab:
         return load_model(self._start, adapter=self.source.folder)
 
     @cached_property
+    def aligned(self) -> Any:
+        """The model that tuning started from, in fp32 and evaluation mode."""
+        return load_model(self._start)
+
+    @cached_property
     def tokenizer(self) -> Any:
         """Of the model that tuning started from."""
         return load_tokenizer(self._start)
@@ -67,29 +72,22 @@ class Lab:
         for start in range(0, len(encoded), self.batch):
             yield collate(encoded[start : start + self.batch])
 
-    def module(self, name: str) -> nn.Module:
-        """A module of the model by its path in the checkpoint, wrappers aside.
+    def sums(
+        self, model: nn.Module, need: Need, sums: Mapping[str, tuple[str, Sum]], *, outputs: bool = False
+    ) -> dict[str, Float[Tensor, "..."]]:
+        """Sums over the tokens that go into modules (or come out of them), in one pass over the rows of a role.
 
         Args:
-            name: for example "model.layers.0.self_attn.q_proj".
+            model: `model` or `aligned`.
+            need: a role of rows.
+            sums: by any name, the path of a module in the checkpoint (wrappers aside) and what to sum.
+            outputs: what the modules give, instead of what they are given.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: the model has no such module.
         """
-        if core(name) not in self._modules:
-            raise CheckpointError(f"{name} is tuned, but the model in {self._start} has no such module")
-        return self._modules[core(name)]
-
-    def inputs(self, need: Need, sums: Mapping[str, tuple[str, Sum]]) -> dict[str, Float[Tensor, "..."]]:
-        """Sums over the tokens that go into modules, in one pass over the rows of a role.
-
-        Args:
-            need: a role of rows.
-            sums: by any name, the path of a module and what to sum of its input.
-        """
-        found = {name: (self.module(module), of) for name, (module, of) in sums.items()}
-        return summed(self.model, found, self.batches(need))
-
-    @cached_property
-    def _modules(self) -> dict[str, nn.Module]:
-        return {core(name): module for name, module in self.model.named_modules()}
+        modules = {core(name): module for name, module in model.named_modules()}
+        if missing := [name for name, _ in sums.values() if core(name) not in modules]:
+            raise CheckpointError(f"{missing[0]} is tuned, but the model in {self._start} has no such module")
+        found = {name: (modules[core(module)], of) for name, (module, of) in sums.items()}
+        return summed(model, found, self.batches(need), outputs=outputs)
