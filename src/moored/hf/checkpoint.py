@@ -250,9 +250,7 @@ def copy_with(source: Path, target: Path, tensors: Iterable[tuple[str, Float[Ten
             weight = weights[key]
             if tuple(tensor.shape) != weight.shape:
                 raise CheckpointError(f"{key} must have shape {weight.shape}; got {tuple(tensor.shape)}")
-            stored = tensor.to(weight.torch_dtype).contiguous()
-            if not bool(stored.isfinite().all()):
-                raise CheckpointError(f"the new {key} has NaN or infinite values in {weight.dtype}")
+            stored = _stored(weight, tensor)
             stream.seek(8 + length + header[key]["data_offsets"][0])
             stream.write(_bytes(stored))
 
@@ -271,10 +269,7 @@ def rewrite(source: Path, target: Path, tensors: Mapping[str, Float[Tensor, ...]
         CheckpointError: a new value is NaN or infinite in the stored type.
     """
     weights = weights_of(source)
-    new = {key: tensor.to(weights[key].torch_dtype).contiguous() for key, tensor in tensors.items()}
-    for key, tensor in new.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"the new {key} has NaN or infinite values in {weights[key].dtype}")
+    new = {key: _stored(weights[key], tensor) for key, tensor in tensors.items()}
     header: dict[str, Any] = {"__metadata__": metadata_of(source)} if metadata_of(source) else {}
     end = 0
     for key, weight in weights.items():
@@ -287,6 +282,14 @@ def rewrite(source: Path, target: Path, tensors: Mapping[str, Float[Tensor, ...]
         stream.write(len(text).to_bytes(8, "little") + text)
         for key, weight in weights.items():
             stream.write(_bytes(new[key] if key in new else weight.read().contiguous()))
+
+
+def _stored(weight: Weight, tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """A new value in the stored type."""
+    stored = tensor.to(weight.torch_dtype).contiguous()
+    if not bool(stored.isfinite().all()):
+        raise CheckpointError(f"the new {weight.key} has NaN or infinite values in {weight.dtype}")
+    return stored
 
 
 def _bytes(tensor: Float[Tensor, ...]) -> memoryview:

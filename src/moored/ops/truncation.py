@@ -28,7 +28,7 @@ def truncated(matrix: Float[Tensor, "*batch o i"], k: int) -> Float[Tensor, "*ba
         return matrix
     m = _fp64(matrix)
     m = m if m.shape[-2] <= m.shape[-1] else m.mT
-    left = torch.linalg.eigh(m @ m.mT).eigenvectors[..., -k:]
+    left = _first(m, k)
     kept = left @ (left.mT @ m)
     return (kept if matrix.shape[-2] <= matrix.shape[-1] else kept.mT).to(matrix)
 
@@ -75,9 +75,9 @@ def leading(matrix: Float[Tensor, "o i"], k: int) -> tuple[Float[Tensor, "o k"],
     return (u * norms.T).to(matrix), q.to(matrix)
 
 
-def _first(m: Float[Tensor, "o i"], k: int) -> Float[Tensor, "o k"]:
-    """The first k left singular vectors, from the Gram matrix of the rows."""
-    return torch.linalg.eigh(m @ m.T).eigenvectors[:, -k:].flip(1)
+def _first(m: Float[Tensor, "*batch o i"], k: int) -> Float[Tensor, "*batch o k"]:
+    """The first k left singular vectors, from the Gram matrix of the rows; the first of them last."""
+    return torch.linalg.eigh(m @ m.mT).eigenvectors[..., -k:]
 
 
 def _range(m: Float[Tensor, "o i"], k: int) -> Float[Tensor, "o k"]:

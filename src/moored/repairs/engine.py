@@ -114,6 +114,7 @@ def repair(
     for need, other in others.items():
         if not {core(m) for m in other.modules} & {core(m) for m in source.modules}:
             raise CheckpointError(f"`{need}` {other.folder} was tuned on none of the modules of {source.folder}")
+    whole = source.reverted() if revert else source.copied()
     given = {"out": out, "tuned": tuned, **{str(need): where for need, where in models.items()}}
     names: dict[str, Any] = {role: None if where is None else str(where) for role, where in given.items()}
     names["rows"] = {str(need): {"rows": len(own), "sha256": fingerprint(own)} for need, own in rows.items()}
@@ -121,7 +122,7 @@ def repair(
         work = _Work(source, method, folder, progress)
         work.found = method.prepare(Lab(source, rows)) if method.needs() else {}
         size = work.score()
-        work.write(method.select(list(work.scores.values())), source.reverted() if revert else source.copied())
+        work.write(method.select(list(work.scores.values())), whole)
         report = RepairReport(
             method=method.info.name,
             parameters=method.parameters(),

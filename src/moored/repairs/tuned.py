@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,22 +102,26 @@ class Tuned(ABC):
     def reverted(self) -> Stored:
         """The trained tensors that no repair edits, as they were before tuning."""
 
-    def _start(self, weight: Weight) -> Float[Tensor, "..."]:
-        """A tensor of the aligned model in the place and type of a trained one."""
+    def _start(self, weight: Weight) -> Weight:
+        """What stands in the aligned model in the place of a trained tensor."""
         if self.aligned is None:
             raise NeedsError(f"{weight.key} was trained and is to be reverted: give `aligned`")
         start = self.aligned.find(weight.key.replace(".base_layer.", "."))
         if start is None or start.shape != weight.shape:
             raise NotYetSupported(f"{weight.key} in {self.folder} has no counterpart in {self.aligned.folder}")
-        return finite(start).to(weight.torch_dtype)
+        return start
+
+    @cached_property
+    def _by_core(self) -> dict[str, str]:
+        """Modules by their names without wrappers."""
+        return {core(module): module for module in self.modules}
 
     def _others(self, module: str) -> dict[Need, Callable[[], Delta]]:
         """Readers of the other models' updates of a module."""
         found = dict[Need, Callable[[], Delta]]()
         for need, other in self.others.items():
-            name = next((m for m in other.modules if core(m) == core(module)), None)
-            if name is not None:
-                found[need] = partial(_update, other, name)
+            if core(module) in other._by_core:
+                found[need] = partial(_update, other, other._by_core[core(module)])
         return found
 
 
@@ -175,7 +179,7 @@ class TunedAdapter(Tuned):
             if "lora_embedding_" in key:
                 found[key] = torch.zeros_like(weights[key].read())
             else:
-                found[key] = self._start(weights[key])
+                found[key] = finite(self._start(weights[key])).to(weights[key].torch_dtype)
         return found
 
     def held(self, layer: Layer, stored: Stored) -> Delta:
@@ -225,7 +229,8 @@ class TunedModel(Tuned):
 
     def reverted(self) -> Stored:
         """Norms, biases and embeddings that tuning has changed, from the aligned model."""
-        return {key: self._start(self.checkpoint.weights[key]) for key in self.untouched}
+        trained = {key: self.checkpoint.weights[key] for key in self.untouched}
+        return {key: finite(self._start(weight)).to(weight.torch_dtype) for key, weight in trained.items()}
 
     def held(self, layer: Layer, stored: Stored) -> Delta:
         """The difference stored - W_aligned."""
@@ -243,15 +248,8 @@ class MergedAdapter(Tuned):
     writes_all: ClassVar[bool] = True
 
     adapter: Adapter
-    saved: Stored
-    """Tensors that were trained as a whole (`modules_to_save`, biases), by their key in the aligned model."""
-
-    @property
-    def model(self) -> Checkpoint:
-        """The aligned model."""
-        if self.aligned is None:
-            raise NeedsError(f"{self.folder} is to be merged: give `aligned`, the model that it was trained on")
-        return self.aligned
+    model: Checkpoint
+    """The aligned model."""
 
     @property
     def files(self) -> list[Path]:
@@ -270,7 +268,10 @@ class MergedAdapter(Tuned):
 
     def weight(self, module: str) -> Weight:
         """The aligned weight."""
-        return _found(self.aligned, f"{module}.weight", self.adapter.in_out)
+        weight = _find(self.model, f"{module}.weight", self.adapter.in_out)
+        if weight is None:  # `open_tuned` has looked
+            raise CheckpointError(f"{module}.weight is missing in {self.model.folder}")
+        return weight
 
     def layer(self, module: str) -> Layer:
         """The factors, or the dense update of DoRA."""
@@ -300,8 +301,13 @@ class MergedAdapter(Tuned):
         return _difference(stored[weight.key], weight, weight)
 
     def copied(self) -> Stored:
-        """What was trained as a whole."""
-        return self.saved
+        """What was trained as a whole (`modules_to_save`, biases), by its key in the aligned model."""
+        found = {}
+        for key, weight in weights_of(self.folder / ADAPTER_WEIGHTS).items():
+            if key in self.untouched:
+                start = self._start(weight)
+                found[start.key] = finite(weight).to(start.torch_dtype)
+        return found
 
     def reverted(self) -> Stored:
         """Nothing is copied, so that what the aligned model has stays."""
@@ -342,21 +348,11 @@ def open_tuned(
         _check(shapes, model)
     known: dict[str, Any] = {"folder": folder, "aligned": aligned, "base": base, "others": others}
     known |= {"modules": tuple(adapter.modules), "untouched": adapter.untouched, "adapter": adapter}
-    return MergedAdapter(**known, saved=_saved(adapter, aligned)) if merge else TunedAdapter(**known)
-
-
-def _saved(adapter: Adapter, aligned: Checkpoint | None) -> dict[str, Float[Tensor, "..."]]:
-    """Tensors that were trained as a whole, by their key in the aligned model."""
+    if not merge:
+        return TunedAdapter(**known)
     if aligned is None:
-        raise NeedsError(f"{adapter.folder} is to be merged: give `aligned`, the model that it was trained on")
-    weights = weights_of(adapter.folder / ADAPTER_WEIGHTS)
-    found = {}
-    for key in adapter.untouched:
-        weight = aligned.find(key)
-        if weight is None or weight.shape != weights[key].shape:
-            raise NotYetSupported(f"{key} in {adapter.folder} has no counterpart in {aligned.folder} to be merged into")
-        found[weight.key] = finite(weights[key]).to(weight.torch_dtype)
-    return found
+        raise NeedsError(f"{folder} is to be merged: give `aligned`, the model that it was trained on")
+    return MergedAdapter(**known, model=aligned)
 
 
 def _open_model(
@@ -414,13 +410,6 @@ def _check(shapes: Mapping[str, tuple[int, ...]], model: Checkpoint | None) -> N
 
 def _update(tuned: Tuned, module: str) -> Delta:
     return tuned.layer(module).delta
-
-
-def _found(model: Checkpoint | None, key: str, transposed: bool) -> Weight:
-    weight = _find(model, key, transposed)
-    if weight is None:
-        raise CheckpointError(f"{key} is missing in {model.folder if model else 'the aligned model'}")
-    return weight
 
 
 def _find(model: Checkpoint | None, key: str, transposed: bool) -> Weight | None:
