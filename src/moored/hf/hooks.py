@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
     stacks: dict[str, dict[str, nn.Module]] = {}
     for list_name, layers in model.named_modules():
         if isinstance(layers, nn.ModuleList):
-            found = {f"{list_name}.{i}": layer for i, layer in enumerate(layers) if _attention_name(layer)}
+            found = {f"{list_name}.{i}": layer for i, layer in enumerate(layers) if child_name(layer, ATTENTION_NAMES)}
             if found:
                 stacks[list_name] = found
     if not stacks:
@@ -66,7 +66,7 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         NotYetSupported: see `decoder_layers`.
     """
-    named = {name: (layer, _attention_name(layer)) for name, layer in decoder_layers(model).items()}
+    named = {name: (layer, child_name(layer, ATTENTION_NAMES)) for name, layer in decoder_layers(model).items()}
     return {f"{name}.{child}": getattr(layer, child) for name, (layer, child) in named.items() if child}
 
 
@@ -81,7 +81,7 @@ def mlp_modules(model: nn.Module) -> dict[str, nn.Module]:
     """
     found = {}
     for name, layer in decoder_layers(model).items():
-        child = next((n for n in MLP_NAMES if isinstance(getattr(layer, n, None), nn.Module)), None)
+        child = child_name(layer, MLP_NAMES)
         if child is None:
             child = next(
                 (n for n, part in reversed(list(layer.named_children())) if hasattr(part, "in_features")), None
@@ -92,8 +92,14 @@ def mlp_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _attention_name(layer: nn.Module) -> str | None:
-    return next((n for n in ATTENTION_NAMES if isinstance(getattr(layer, n, None), nn.Module)), None)
+def child_name(module: nn.Module, names: Sequence[str]) -> str | None:
+    """The first of some names that a module has a child under; None if there is none.
+
+    Args:
+        module: for example a decoder layer.
+        names: what the child may be called.
+    """
+    return next((n for n in names if isinstance(getattr(module, n, None), nn.Module)), None)
 
 
 def uses_reentrant_checkpointing(model: nn.Module) -> bool:

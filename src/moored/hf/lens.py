@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from moored.errors import NotYetSupported
-from moored.hf.hooks import body, decoder_layers, in_evaluation, own_model
+from moored.hf.hooks import body, child_name, decoder_layers, in_evaluation, own_model
 from moored.hf.reader import Reader
 
 NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
@@ -29,7 +29,8 @@ def final_norm(model: Any) -> nn.Module:
     """
     last, layer = list(decoder_layers(model).items())[-1]
     beside = model.get_submodule(".".join(last.split(".")[:-2]))
-    norm = next((part for n in NORM_NAMES if isinstance(part := getattr(beside, n, None), nn.Module)), None)
+    name = child_name(beside, NORM_NAMES)
+    norm = beside.get_submodule(name) if name else None
     if norm is None or not _closes(norm, layer, model):
         raise NotYetSupported(
             f"the last hidden states of {type(own_model(model)).__name__} are not its last layer's output and a norm "

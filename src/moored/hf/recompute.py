@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import TrainingArguments
 
+from moored.hf.hooks import child_name
+
 ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 """What feed-forward modules of transformers call their activation function."""
 
@@ -32,7 +34,8 @@ class Recompute:
         self._scopes: list[saved_tensors_hooks] = []
         self._last: tuple[Tensor, Recipe] | None = None
         for module in modules.values():
-            if (act := _activation(module)) is not None:
+            if name := child_name(module, ACTIVATION_NAMES):
+                act = module.get_submodule(name)
                 self._hooks += [
                     module.register_forward_pre_hook(self._enter),
                     act.register_forward_hook(self._note),
@@ -73,11 +76,6 @@ class Recompute:
         """Take the hooks away."""
         for hook in self._hooks:
             hook.remove()
-
-
-def _activation(module: nn.Module) -> nn.Module | None:
-    named = (getattr(module, name, None) for name in ACTIVATION_NAMES)
-    return next((act for act in named if isinstance(act, nn.Module)), None)
 
 
 def _unpack(kept: Tensor | Recipe) -> Tensor:
