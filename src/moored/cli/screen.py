@@ -20,7 +20,7 @@ EVERY = 30.0
 """Seconds between plain progress lines of one stage."""
 
 
-LONG = ("align", "finetune")
+LONG = ("align", "finetune", "twin")
 """Kinds of stages whose beginning is worth a plain line."""
 
 

@@ -21,6 +21,7 @@ from moored.errors import ConfigError, DataError, MooredError, NeedsError, unkno
 from moored.hf.loaders import resolve_model
 from moored.hf.train import Training
 from moored.method import MODELS, Need
+from moored.repairs.base import Repair
 from moored.study.grid import Arm, spread
 from moored.study.methods import build
 from moored.study.recipe import Align, Finetune, Line, Method, Recipe, TrainingSpec
@@ -34,11 +35,14 @@ from moored.study.stages import (
     Source,
     Stage,
     Subject,
+    TwinStage,
 )
 from moored.tasks.base import Task
 
 MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 """Files that decide what a model folder answers."""
+
+_SOURCES: dict[Need, RowSource] = {Need.HARMFUL: "harmful", Need.ALIGNMENT: "alignment", Need.CALIBRATION: "benign"}
 
 Sha256 = Callable[[Path], str]
 
@@ -163,7 +167,7 @@ class _Planner:
             title=arm.title,
             note=arm.note,
             arm=arm,
-            stages=_with_attack(made),
+            stages=_whole(made),
             evaluations=tasks,
         )
 
@@ -226,10 +230,27 @@ class _Planner:
     def _repair(self, line: Line, method: Method, tuned: FinetuneStage | RepairStage) -> RepairStage:
         (repair,) = _built("repairs", [method])
         needs = repair.needs()
-        base = self._base(line, type(repair).__name__) if Need.BASE in needs else None
-        if unmet := needs - {Need.BASE, Need.ALIGNED}:
-            raise NeedsError(f"{type(repair).__name__} needs `{min(unmet)}` data, which recipes cannot give to repairs")
-        return RepairStage(tuned=tuned, method=repair, base=base)
+        twins = needs & {Need.UNALIGNED, Need.SAFE}
+        return RepairStage(
+            tuned=tuned,
+            method=repair,
+            base=self._base(line, type(repair).__name__) if Need.BASE in needs else None,
+            roles=self._roles("repair_with", line.repair_with.roles, [repair], line.seed, {}),
+            twins={need: self._twin(line, need, repair, tuned.start) for need in sorted(twins)},
+        )
+
+    def _twin(self, line: Line, need: Need, repair: Repair, start: Source | AlignStage) -> TwinStage:
+        """The aligned model, tuned by the provider."""
+        spec = next((twin for role, twin in line.repair_with.twins.items() if role == need), None)
+        if spec is None:
+            raise NeedsError(
+                f"{type(repair).__name__} needs the twin `{need}`; add `twins: {{{need}: {{data: [...], training: "
+                "{...}}}` to `repair_with`"
+            )
+        source: RowSource = "harmful" if need == Need.UNALIGNED else "alignment"
+        rows = tuple(row for data in spec.data for row in self._rows(data, source, line.seed))
+        _answered(rows, f"repair_with.twins.{need}.data")
+        return TwinStage(role=need, start=start, rows=rows, training=_training(spec.training, line.seed))
 
     def _tasks(self, line: Line, made: Sequence[Any], subject: Subject) -> tuple[EvaluateStage, ...]:
         stages = []
@@ -256,9 +277,12 @@ class _Planner:
                 yield "align.data", stage.rows
             if isinstance(stage, FinetuneStage):
                 yield "attack", self._upload(stage.upload)
-            if isinstance(stage, AlignStage | FinetuneStage):
-                for role, rows in stage.roles.items():
-                    yield f"{stage.kind}.roles.{role}", rows
+            if isinstance(stage, RepairStage):
+                for twin in stage.twins.values():
+                    yield f"repair_with.twins.{twin.role}", twin.rows
+            where = "repair_with" if isinstance(stage, RepairStage) else stage.kind
+            for role, rows in stage.roles.items():
+                yield f"{where}.roles.{role}", rows
 
     def _upload(self, attack: AttackStage) -> Sequence[Row]:
         """The rows that an attack will write; making them here finds out early whether it can."""
@@ -270,23 +294,23 @@ class _Planner:
         self,
         where: str,
         given: Mapping[str, Any],
-        defenses: Sequence[Defense],
+        methods: Sequence[Defense | Repair],
         seed: int,
         own: Mapping[str, tuple[Row, ...]],
     ) -> dict[str, tuple[Row, ...]]:
-        """The data that the defences need, by role; what none needs is not read."""
+        """The data that the methods need, by role; what none needs is not read."""
         roles: dict[str, tuple[Row, ...]] = {}
-        for defense in defenses:
-            for need in sorted(defense.needs() - MODELS):
+        for method in methods:
+            for need in sorted(method.needs() - MODELS):
                 if need in given:
-                    source: RowSource = "harmful" if need == Need.HARMFUL else "alignment"
+                    source = _SOURCES[need]
                     roles[need] = tuple(self._rows(given[need], source, seed))
                     _answered(roles[need], f"{where}.roles.{need}")
                 elif need in own:
                     roles[need] = own[need]
                 else:
                     raise NeedsError(
-                        f"{type(defense).__name__} needs `{need}` data; add `roles: {{{need}: <data>}}` to `{where}`"
+                        f"{type(method).__name__} needs `{need}` data; add `roles: {{{need}: <data>}}` to `{where}`"
                     )
         return roles
 
@@ -356,11 +380,16 @@ def _training(spec: TrainingSpec, seed: int) -> Training:
     return Training(**spec.model_dump(), seed=seed)
 
 
-def _with_attack(made: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages with each attack in front of the fine-tuning that reads it."""
-    return tuple(
-        part for stage in made for part in ((stage.upload, stage) if isinstance(stage, FinetuneStage) else (stage,))
-    )
+def _whole(made: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages with each attack in front of the fine-tuning that reads it, and each twin in front of its repair."""
+    whole: list[Stage] = []
+    for stage in made:
+        if isinstance(stage, FinetuneStage):
+            whole.append(stage.upload)
+        if isinstance(stage, RepairStage):
+            whole += stage.twins.values()
+        whole.append(stage)
+    return tuple(whole)
 
 
 def _answered(rows: Sequence[Row], where: str) -> None:

@@ -164,6 +164,22 @@ class Finetune(Part):
     probe: Data | None = Field(default=None, description="rows on which hidden-embedding drift is watched; null = none")
 
 
+class Twin(Part):
+    """Another fine-tuning of the aligned model, on rows of the provider's own, that repairs compare with."""
+
+    data: tuple[Data, ...] = Field(min_length=1, description="training rows")
+    training: TrainingSpec
+
+
+class RepairWith(Part):
+    """What repairs may look at beside the tuned model and its start."""
+
+    roles: dict[str, Data] = Field(default={}, description="data that the repairs need, by role")
+    twins: dict[Literal["unaligned", "safe"], Twin] = Field(
+        default={}, description="`unaligned`: the aligned model tuned on unsafe rows; `safe`: on safe ones"
+    )
+
+
 class Line(Part):
     """One way through the study: from a model to the judged end."""
 
@@ -176,6 +192,7 @@ class Line(Part):
     attack: Attack | None = Field(default=None, description="needed by `finetune`")
     finetune: Finetune | None = Field(default=None, description="null = judge the aligned model")
     repairs: tuple[Method, ...] = Field(default=(), description="post-fine-tuning methods, in order")
+    repair_with: RepairWith = Field(default=RepairWith(), description="what repairs may look at")
     tasks: Named = Field(min_length=1, description="tasks and their parameters")
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@
 ::
 
     align ──────────────┬── finetune ── repair ── repair …
-    attack ─────────────┘
+    attack ─────────────┘          twin ┘
     evaluate            one task on the model at the end of any of these, or on the model as shipped
 
 A key covers the kind, the version of the stage's code, its own parameters with defaults filled in, the
@@ -232,6 +232,39 @@ class FinetuneStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwinStage(Stage):
+    """The start, tuned by the provider on unsafe or on safe rows: an adapter that repairs compare with."""
+
+    kind: ClassVar[str] = "twin"
+    defenses: ClassVar[tuple[Defense, ...]] = ()
+    roles: ClassVar[Mapping[str, tuple[Row, ...]]] = {}
+    role: Need
+    start: AlignStage | Source
+    rows: tuple[Row, ...] = field(repr=False)
+    training: Training
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The aligned model, if the study made it."""
+        return (self.start,) if isinstance(self.start, Stage) else ()
+
+    @property
+    def words(self) -> str:
+        """For example `tune the unaligned twin on 100 rows, 20 steps`."""
+        return _training_words(f"tune the {self.role} twin", len(self.rows), self.training, ())
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`. For what role it is tuned makes no difference."""
+        own = {} if isinstance(self.start, Stage) else {"model": self.start.identity}
+        return own | _training_parameters(self)
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Train and keep the adapter."""
+        session.clear()
+        _train(self, start_path(self.start, where), self.rows, work, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepairStage(Stage):
     """A post-fine-tuning method on the tuned weights."""
 
@@ -239,11 +272,13 @@ class RepairStage(Stage):
     tuned: FinetuneStage | RepairStage
     method: Repair
     base: Source | None = None
+    roles: Mapping[str, tuple[Row, ...]] = field(default_factory=dict, repr=False)
+    twins: Mapping[Need, TwinStage] = field(default_factory=dict)
 
     @property
     def parents(self) -> tuple[Stage, ...]:
-        """What it repairs."""
-        return (self.tuned,)
+        """What it repairs, and what it compares with."""
+        return (self.tuned, *self.twins.values())
 
     @property
     def start(self) -> AlignStage | Source:
@@ -260,6 +295,7 @@ class RepairStage(Stage):
         return {
             "method": {self.method.info.name: values(self.method)},
             "base": self.base.identity if self.base else None,
+            **{role: fingerprint(rows) for role, rows in self.roles.items()},
         }
 
     def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
@@ -272,11 +308,19 @@ class RepairStage(Stage):
             self.method,
             aligned=start_path(self.start, where),
             base=self.base.resolved if self.base else None,
+            unaligned=self._twin(Need.UNALIGNED, where),
+            safe=self._twin(Need.SAFE, where),
+            harmful=self.roles.get(Need.HARMFUL),
+            alignment=self.roles.get(Need.ALIGNMENT),
+            calibration=self.roles.get(Need.CALIBRATION),
             out=work / MODEL,
             merge=self.method.form == "dense",
             progress=progress,
         )
         _write_json(work / REPORT, report.record())
+
+    def _twin(self, need: Need, where: Where) -> Path | None:
+        return where(self.twins[need]) / MODEL if need in self.twins else None
 
 
 Subject = Source | AlignStage | FinetuneStage | RepairStage
@@ -425,8 +469,8 @@ def read_report(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{folder} is damaged ({error}); delete it and run the same command again") from error
 
 
-def _training_parameters(stage: AlignStage | FinetuneStage) -> dict[str, Any]:
-    rows = {"rows": fingerprint(stage.rows)} if isinstance(stage, AlignStage) else {}
+def _training_parameters(stage: AlignStage | FinetuneStage | TwinStage) -> dict[str, Any]:
+    rows = {} if isinstance(stage, FinetuneStage) else {"rows": fingerprint(stage.rows)}
     return rows | {
         "training": {name: value for name, value in values(stage.training).items() if name != "save_every"},
         "defenses": [{d.info.name: values(d)} for d in stage.defenses],
@@ -442,7 +486,7 @@ def _training_words(verb: str, rows: int | None, training: Training, defenses: S
 
 
 def _train(
-    stage: AlignStage | FinetuneStage,
+    stage: AlignStage | FinetuneStage | TwinStage,
     start: str,
     rows: Sequence[Row],
     work: Path,
