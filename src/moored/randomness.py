@@ -4,12 +4,24 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def named_stream(name: str, seed: int) -> torch.Generator:
+    """A stream of its own for a name, whatever else is drawn and in which order.
+
+    Args:
+        name: for example of a module.
+        seed: of all names.
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def random_state(device: torch.device) -> tuple[Any, ...]:

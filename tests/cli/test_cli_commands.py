@@ -314,6 +314,7 @@ def test_repair_that_changes_nothing_exits_with_3(tmp_path: Path, capsys: pytest
     code, out, err = said(capsys, "repair", str(adapter), *models, "--out", str(tmp_path / "a"), "--set", "k=1")
     assert (code, err) == (0, "")
     assert "1 of 2 modules changed by safe_lora" in out
+    assert "MB read at" in out
     words = ["repair", str(adapter), *models, "--set", "k=0"]
     code, out, err = said(capsys, *words, "--out", str(tmp_path / "b"))
     assert code == 3

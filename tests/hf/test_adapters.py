@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from moored.data.tiny import tiny_model
-from moored.errors import CheckpointError, NeverSupported, NotYetSupported
+from moored.errors import CheckpointError, NeedsError, NeverSupported, NotYetSupported
 from moored.hf.adapters import is_adapter, read_adapter
 
 
@@ -49,9 +49,11 @@ def edit_tensors(folder, change):
         {"init_lora_weights": False},
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "eva"},
         {"target_modules": "all-linear"},
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*\\beva\\b")
 def test_scales_and_factors_are_those_of_peft(config, tmp_path):
     """As PEFT loads them: it saves patterns in alphabetical order, and the first one that matches counts."""
     save(tmp_path / "adapter", **config)
@@ -85,7 +87,7 @@ def test_everything_else_is_listed(tmp_path):
         ({"init_lora_weights": "pissa_niter_2"}, NotYetSupported, "changes the base weights"),
         ({"init_lora_weights": "olora"}, NotYetSupported, "changes the base weights"),
         ({"layer_replication": [[0, 2], [1, 2]]}, NotYetSupported, "`layer_replication`"),
-        ({"target_modules": [], "target_parameters": ["q_proj.weight"]}, NotYetSupported, "`target_parameters`"),
+        ({"target_modules": [], "target_parameters": ["q_proj.weight"]}, NeedsError, "give `aligned`"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")

@@ -2,6 +2,7 @@
 """Reading safetensors folders: right values, lazily, and a clear refusal of everything broken."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from moored.hf.checkpoint import (
     local_folder,
     metadata_of,
     read_json,
+    rows_of,
     sha256,
     weights_of,
 )
@@ -185,7 +187,7 @@ def test_copy_changes_only_what_is_asked(single, tmp_path, tensors):
     new = {"model.layers.1.q_proj.weight": torch.full((4, 6), 0.1)}
     source = single / "model.safetensors"
     before = sha256(source)
-    copy_with(source, tmp_path / "copy.safetensors", new.items())
+    copy_with(source, tmp_path / "copy.safetensors", [(key, (), value) for key, value in new.items()])
     assert sha256(source) == before
     assert metadata_of(tmp_path / "copy.safetensors") == {"format": "pt"}
     copied = load_file(tmp_path / "copy.safetensors")
@@ -208,13 +210,48 @@ def test_copy_changes_only_what_is_asked(single, tmp_path, tensors):
 )
 def test_copy_refuses_nonsense(single, tmp_path, value, message):
     with pytest.raises(CheckpointError, match=message):
-        copy_with(single / "model.safetensors", tmp_path / "c", [("model.layers.0.q_proj.weight", value)])
+        copy_with(single / "model.safetensors", tmp_path / "c", [("model.layers.0.q_proj.weight", (), value)])
 
 
 def test_copy_takes_a_transposed_view(single, tmp_path):
     value = torch.arange(24.0).reshape(6, 4)
-    copy_with(single / "model.safetensors", tmp_path / "c", [("model.layers.0.q_proj.weight", value.T)])
+    copy_with(single / "model.safetensors", tmp_path / "c", [("model.layers.0.q_proj.weight", (), value.T)])
     assert torch.equal(load_file(tmp_path / "c")["model.layers.0.q_proj.weight"], value.T)
+
+
+CUTS = [
+    ((1,), False),
+    ((2,), True),
+    ((1, slice(2, 4)), False),
+    ((0, slice(None), slice(1, 3)), True),
+    ((slice(None), slice(1, None, 2)), False),
+]
+
+
+@pytest.mark.parametrize(("cut", "transposed"), CUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_are_read_and_written_alone(cut, transposed, dtype, tmp_path):
+    whole = torch.arange(3 * 4 * 5.0).reshape(3, 4, 5).to(dtype)
+    save_file({"before": torch.ones(3), "w": whole, "z": torch.ones(2)}, tmp_path / "model.safetensors")
+    weight = replace(weights_of(tmp_path / "model.safetensors")["w"], cut=cut, transposed=transposed)
+    part = whole[cut].T if transposed else whole[cut]
+    assert torch.equal(weight.read(), part)
+    assert weight.oriented == tuple(part.shape)
+    assert weight.nbytes == part.numel() * dtype.itemsize
+    copy_with(tmp_path / "model.safetensors", tmp_path / "c", [("w", cut, -whole[cut])])
+    expected = whole.clone()
+    expected[cut] = -whole[cut]
+    found = load_file(tmp_path / "c")
+    assert torch.equal(found["w"], expected)
+    assert torch.equal(found["before"], torch.ones(3))
+    assert torch.equal(found["z"], torch.ones(2))
+
+
+def test_rows_of_parts():
+    assert rows_of((), False, 2, 4) == (slice(2, 4), slice(None))
+    assert rows_of((), True, 2, 4) == (slice(None), slice(2, 4))
+    assert rows_of((3,), True, 2, 4) == (3, slice(None), slice(2, 4))
+    assert rows_of((slice(None), slice(1, None, 8)), False, 2, 4) == (slice(2, 4), slice(1, None, 8))
 
 
 def test_finite(tmp_path):

@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,7 +55,10 @@ def current_umask():
 def test_progress_counts_both_passes(trio, tmp_path):
     seen = []
     repair(trio.adapter, SafeLoRA(k=3), out=tmp_path / "out", progress=lambda *step: seen.append(step), **roles(trio))
-    assert seen == [(n, 8, "score") for n in range(1, 9)] + [(n, 3, "edit") for n in range(1, 4)]
+    scored, edited = seen[:8], seen[8:]
+    assert [step[:2] for step in scored] == [(n, 8) for n in range(1, 9)]
+    assert all(re.fullmatch(r"score, \d+ MB/s", what) for _, _, what in scored)
+    assert edited == [(n, 3, "edit") for n in range(1, 4)]
 
 
 def test_an_exception_leaves_nothing(trio, tmp_path):

@@ -18,8 +18,8 @@ from moored.repairs.engine import repair
 from repairs.repair_models import digests, factors, save_adapter, save_pair, weights
 
 REPAIRS = catalogue("repairs")
-ACTIVE = {"drop_modules": {"fraction": 0.5}}
-"""Parameters under which a repair acts, where its defaults are not enough."""
+ACTIVE = {"drop_modules": {"fraction": 0.5}, "recover": {"steps": 4}, "somf": {"steps": 3}}
+"""Parameters under which a repair acts, where its defaults are not enough or take long."""
 MIXING = {"ties"}
 """Repairs without parameters at which they do nothing."""
 ADDING = {"resta", "task_arithmetic", "lox_repair", *MIXING}
@@ -38,8 +38,14 @@ def models(trio):
 
 def everything(trio):
     """Models and rows."""
-    rows = {"harmful": tiny_rows(5, "harmful"), "alignment": tiny_rows(5, "alignment"), "calibration": tiny_rows(5)}
-    return models(trio) | rows
+    return models(trio) | rows()
+
+
+def rows():
+    """Rows of all roles; the harmful and the safe answers are to the same questions."""
+    harmful, safe = tiny_rows(5, "harmful"), tiny_rows(5, "alignment")
+    safe = [replace(s, messages=(*h.prompt, s.messages[-1])) for h, s in zip(harmful, safe, strict=True)]
+    return {"harmful": harmful, "alignment": safe, "calibration": tiny_rows(5)}
 
 
 def on_model(method):
@@ -170,11 +176,7 @@ def test_shards_and_key_order_do_not_matter(name, dtype, tmp_path):
         "unaligned": save_adapter(aligned, tmp_path / "u", seed=5),
         "safe": save_adapter(aligned, tmp_path / "s", seed=6),
     }
-    more |= {
-        "merge": active(name).form == "dense",
-        "harmful": tiny_rows(5, "harmful"),
-        "alignment": tiny_rows(5, "alignment"),
-    }
+    more |= {"merge": active(name).form == "dense", **rows()}
     repair(adapter, active(name), aligned=aligned, base=base, out=tmp_path / "plain", **more)
     sharded, _ = save_pair(tmp_path / "two", dtype=dtype, shards="30KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2

@@ -3,22 +3,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from moored.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from moored.repairs.report import RepairReport
 
 UNCHANGED = 3
 """Exit code of a repair that changed nothing."""
+UNSAFE = 4
+"""Exit code of a search that found nothing as safe as the aligned model."""
 
 
 def repair(
     tuned: Annotated[str, typer.Argument(help="Folder of a PEFT LoRA adapter, or of a full model.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    method: Annotated[str, typer.Option(help="A repair; see `moored list repairs`.")] = "safe_lora",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="A repair; see `moored list repairs`. auto: every one that can work with what is given, at several "
+            "strengths, judged on validation prompts."
+        ),
+    ] = "safe_lora",
     aligned: Annotated[
         str, typer.Option(help="The model that fine-tuning started from: folder, hub id or smollm2.")
     ] = "",
@@ -43,6 +55,10 @@ def repair(
         bool,
         typer.Option("--revert", help="Set trained tensors that the repair does not edit back to the aligned model's."),
     ] = False,
+    patch: Annotated[
+        bool,
+        typer.Option("--patch", help="Beside a full model, write what differs from the tuned one as a small file."),
+    ] = False,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,6 +68,17 @@ def repair(
             "k (modules to project) and fraction (share of the modules, 0-1).",
         ),
     ] = None,
+    tries: Annotated[
+        list[str] | None,
+        typer.Option("--try", metavar="METHOD", help="With auto: try this method; repeatable. [default: all]"),
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="With auto: validation prompts per task.")] = 64,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="TASK=FILE", help="With auto: own validation prompts for a task; repeatable. See `audit`."
+        ),
+    ] = None,
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Exit with 0 even if nothing was changed.")
     ] = False,
@@ -59,47 +86,89 @@ def repair(
     """Repair fine-tuned weights; the input is not changed, an adapter stays an adapter unless merged.
 
     Writes the weights, a report with one row per module (moored.json) and a model card. Exit code 3 if nothing was
-    changed: then the output equals the input, and a stronger setting is needed.
+    changed: then the output equals the input, and a stronger setting is needed. With auto also search.json; exit code 4
+    if nothing that was tried is as safe as the aligned model.
     """
     from moored.cli.settings import parameters
+    from moored.hf.loaders import resolve_model
+    from moored.study.methods import build
 
     given = parameters(sets or [])
+    chosen = None if method == "auto" else build("repairs", method, given)
+    models = {"aligned": aligned, "base": base, "unaligned": unaligned, "safe": safe}
+    rows = {"harmful": harmful, "alignment": alignment, "calibration": calibration}
+    inputs: dict[str, Any] = {name: resolve_model(where) if where else None for name, where in models.items()}
+    inputs |= {name: where or None for name, where in rows.items()}
+    inputs |= {"out": out, "merge": merge, "revert": revert, "patch": patch}
+    if chosen is None:
+        if given:
+            raise ConfigError("--set is for one method; with --method auto, say what to try by --try")
+        return _search(tuned, inputs, tries or [], n, data or [], allow_unchanged)
+    if tries or data:
+        raise ConfigError("--try and --data are for --method auto")
+
+    from moored.repairs.engine import repair as run
+
+    with _progress(method) as progress:
+        report = run(tuned, chosen, **inputs, progress=progress)
+    typer.echo(_summary(report))
+    return _code(report, tuned, allow_unchanged)
+
+
+def _search(
+    tuned: str, inputs: dict[str, Any], tries: list[str], n: int, data: list[str], allow_unchanged: bool
+) -> int:
+    """Try many repairs; write and show what the rule takes."""
+    from rich.console import Console
+
+    from moored.choose import AS_IS, TASKS, VALIDATION, choose, front, ladders
+    from moored.cli.settings import parameters
+    from moored.report.table import table
+    from moored.study.methods import build
+
+    own = parameters(data)
+    if strange := set(own) - set(TASKS):
+        raise unknown("task in --data", min(strange), TASKS)
+    asked = [
+        build("tasks", name, {"n": n, "data": str(own[name])} if name in own else {**VALIDATION, "n": n})
+        for name in TASKS
+    ]
+    candidates = ladders(tries) if tries else None
+    with _progress("auto") as progress:
+        found = choose(tuned, **inputs, candidates=candidates, tasks=asked, progress=progress)
+    record = found.record
+    arms = [record.arm("aligned"), record.arm(AS_IS), *(arm for arm in front(record) if arm.name != AS_IS)]
+    Console().print(table(record.model_copy(update={"arms": arms})))
+    for warning in record.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    typer.echo(_summary(found.report))
+    return _code(found.report, tuned, allow_unchanged) or (0 if found.back else UNSAFE)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from moored.hf.loaders import resolve_model
-    from moored.repairs.engine import repair as run
-    from moored.study.methods import build
-
-    chosen = build("repairs", method, given)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as live:
-        bar = live.add_task(method)
-        report = run(
-            tuned,
-            chosen,
-            aligned=resolve_model(aligned) if aligned else None,
-            base=resolve_model(base) if base else None,
-            unaligned=resolve_model(unaligned) if unaligned else None,
-            safe=resolve_model(safe) if safe else None,
-            harmful=harmful or None,
-            alignment=alignment or None,
-            calibration=calibration or None,
-            out=out,
-            merge=merge,
-            revert=revert,
-            progress=lambda done, total, what: live.update(bar, completed=done, total=total, description=what),
-        )
-    typer.echo(_summary(report))
-    if report.changed == 0 and not allow_unchanged:
-        typer.echo(f"nothing was changed: {out} equals {tuned}; use a stronger setting, or --allow-unchanged", err=True)
-        return UNCHANGED
-    return 0
+        bar = live.add_task(what)
+        yield lambda done, total, what: live.update(bar, completed=done, total=total, description=what)
+
+
+def _code(report: RepairReport, tuned: str, allow_unchanged: bool) -> int:
+    if report.changed or allow_unchanged:
+        return 0
+    typer.echo(
+        f"nothing was changed: {report.out} equals {tuned}; use a stronger setting, or --allow-unchanged", err=True
+    )
+    return UNCHANGED
 
 
 def _summary(report: RepairReport) -> str:
     lines = [
         f"{report.out}: {report.changed} of {len(report.modules)} modules changed by {report.method} "
-        f"in {report.seconds:.1f} s"
+        f"in {report.seconds:.1f} s, {report.bytes_read / 1e6:.0f} MB read at {report.bytes_per_second / 1e6:.0f} MB/s"
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from moored.errors import CheckpointError, NeverSupported, NotYetSupported
-from moored.hf.checkpoint import Weight, finite, local_folder, read_json, weights_of
+from moored.errors import CheckpointError, NeedsError, NeverSupported, NotYetSupported
+from moored.hf.checkpoint import Checkpoint, Cut, Weight, finite, local_folder, read_json, rows_of, weights_of
+from moored.hf.fused import find_experts, parameter_of, parameters_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -31,7 +32,6 @@ _MOVED_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Initialisations that change the base weights: the adapter is relative to weights that are on no disk."""
 _VARIANTS = {
     "layer_replication": "it repeats layers, so that a module has no single weight",
-    "target_parameters": "it adapts 3-D parameters (mixture of experts), whose experts are interleaved in the file",
     "lora_bias": "its update has a bias beside B A",
     "use_qalora": "its input is pooled before A",
     "use_bdlora": "its factors are block-diagonal",
@@ -52,6 +52,9 @@ class AdapterModule:
         b: lora_B, (o, r).
         scale: s in W + s B A: alpha / r, or alpha / sqrt(r) with rsLoRA.
         magnitude: m of DoRA, one number per row of the weight; None for LoRA.
+        key: of the model's tensor that is adapted.
+        cut: the part of that tensor.
+        in_out: whether the tensor is stored as (in, out).
     """
 
     name: str
@@ -59,16 +62,44 @@ class AdapterModule:
     b: Weight
     scale: float
     magnitude: Weight | None = None
+    key: str
+    cut: Cut = ()
+    in_out: bool = False
 
     @property
     def rank(self) -> int:
         """Rank r."""
-        return self.a.shape[0]
+        return self.a.oriented[0]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(o, i) of the weight that is adapted."""
-        return self.b.shape[0], self.a.shape[1]
+        return self.b.oriented[0], self.a.oriented[1]
+
+    def within(self, model: Checkpoint | None) -> Weight | None:
+        """The weight that is adapted, unread; None if there is no such model or no such weight.
+
+        Args:
+            model: the model.
+        """
+        weight = None if model is None else model.find(self.key)
+        return None if weight is None else replace(weight, transposed=self.in_out, cut=self.cut)
+
+    def rows(self, start: int, stop: int) -> AdapterModule:
+        """Some outputs of the module as a module.
+
+        Args:
+            start: the first.
+            stop: one past the last.
+        """
+        m = self.magnitude
+        return replace(
+            self,
+            name=f"{self.name}[{start}:{stop}]",
+            b=replace(self.b, cut=rows_of(self.b.cut, False, start, stop)),
+            magnitude=None if m is None else replace(m, cut=(slice(start, stop),)),
+            cut=rows_of(self.cut, self.in_out, start, stop),
+        )
 
     def factors(self) -> tuple[Float[Tensor, "o r"], Float[Tensor, "r i"]]:
         """B and A as stored.
@@ -87,12 +118,14 @@ class Adapter:
         folder: where it is.
         config: adapter_config.json.
         modules: by full module path, in file order.
+        shapes: of the tensors that the model must have, by their keys.
         untouched: trained tensors that are no LoRA factor of a linear layer: modules_to_save, biases, embeddings.
     """
 
     folder: Path
     config: Mapping[str, Any] = field(repr=False)
     modules: Mapping[str, AdapterModule] = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     untouched: tuple[str, ...] = ()
 
     @property
@@ -101,9 +134,9 @@ class Adapter:
         return [self.folder / CONFIG, self.folder / WEIGHTS]
 
     @property
-    def in_out(self) -> bool:
-        """Whether the base stores its weights as (in, out): `fan_in_fan_out`, GPT-2."""
-        return bool(self.config.get("fan_in_fan_out"))
+    def separate(self) -> bool:
+        """Whether every module has factors of its own in the file; experts and parts of fused weights share them."""
+        return not any(module.a.cut or module.b.cut for module in self.modules.values())
 
     @property
     def base_name(self) -> str:
@@ -116,17 +149,19 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def read_adapter(where: str | Path, *, merge: bool = False) -> Adapter:
+def read_adapter(where: str | Path, *, merge: bool = False, aligned: Checkpoint | None = None) -> Adapter:
     """Open a PEFT LoRA adapter; tensors are read later, one module at a time.
 
     Args:
         where: the folder with adapter_config.json and adapter_model.safetensors, or a hub id.
         merge: the update is going to be a matrix, so DoRA's can be had too.
+        aligned: the model that it adapts, which says what the experts of a mixture are.
 
     Raises:
         CheckpointError: a file is missing or broken, or the factors do not fit each other or the config.
         NeverSupported: a kind of adapter where B A is not the update.
         NotYetSupported: a kind of adapter that is not handled.
+        NeedsError: experts without `aligned`.
     """
     folder = local_folder(where)
     config = read_json(folder / CONFIG)
@@ -134,11 +169,20 @@ def read_adapter(where: str | Path, *, merge: bool = False) -> Adapter:
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise CheckpointError(f"{folder} holds a pickled adapter_model.bin; load it with PEFT and save it again")
     weights = weights_of(folder / WEIGHTS)
-    factors, untouched = _sort(weights, folder, merge)
-    modules = {name: _module(name, sides, config) for name, sides in factors.items()}
+    factors, untouched = _sort(weights, folder, merge, bool(config.get("target_parameters")))
+    modules: dict[str, AdapterModule] = {}
+    for name, sides in factors.items():
+        found = _parameter(name, sides, config, aligned) if config.get("target_parameters") else []
+        for module in found or [_module(name, sides, config)]:
+            modules[module.name] = module
     if not modules:
         raise CheckpointError(f"{folder / WEIGHTS} holds no LoRA factors of linear layers; there is nothing to repair")
-    return Adapter(folder=folder, config=config, modules=modules, untouched=tuple(untouched))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module in modules.values():
+        expert = module.within(aligned) if module.cut else None
+        own = module.shape[::-1] if module.in_out else module.shape
+        shapes[module.key] = own if expert is None else expert.shape
+    return Adapter(folder=folder, config=config, modules=modules, shapes=shapes, untouched=tuple(untouched))
 
 
 def _check_kind(config: Mapping[str, Any], folder: Path, merge: bool) -> None:
@@ -170,7 +214,9 @@ def _dora(folder: Path) -> str:
     )
 
 
-def _sort(weights: Mapping[str, Weight], folder: Path, merge: bool) -> tuple[dict[str, dict[str, Weight]], list[str]]:
+def _sort(
+    weights: Mapping[str, Weight], folder: Path, merge: bool, targets: bool
+) -> tuple[dict[str, dict[str, Weight]], list[str]]:
     """Factors (and DoRA's magnitudes) by module and side, and the names of all other tensors."""
     factors: dict[str, dict[str, Weight]] = {}
     untouched = []
@@ -181,8 +227,8 @@ def _sort(weights: Mapping[str, Weight], folder: Path, merge: bool) -> tuple[dic
         if magnitude:
             raise NeverSupported(_dora(folder))
         match = _FACTOR.fullmatch(key)
-        if match and "base_layer" in match["module"].split("."):
-            raise NotYetSupported(f"{key} adapts a bare parameter; only linear layers can be repaired")
+        if match and "base_layer" in match["module"].split(".") and not targets:
+            raise NotYetSupported(f"{key} adapts a bare parameter, which the config does not name")
         if match:
             factors.setdefault(match["module"], {})[match["side"]] = weight
         elif "lora_" in key and not any(name in key for name in _EMBEDDING_FACTORS):
@@ -198,12 +244,66 @@ def _module(name: str, sides: Mapping[str, Weight], config: Mapping[str, Any]) -
     a, b = sides["A"], sides["B"]
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise NotYetSupported(f"{name} has factors {b.shape} and {a.shape}; only linear layers can be repaired")
-    rank = _by_pattern(config.get("rank_pattern"), name, config.get("r", 8))
+    rank, scale = _scale(name, config)
     if a.shape[0] != b.shape[1] or a.shape[0] != rank:
         raise CheckpointError(f"{name} has factors {b.shape} and {a.shape}, but the config says rank {rank}")
+    return AdapterModule(
+        name=name,
+        a=a,
+        b=b,
+        scale=scale,
+        magnitude=sides.get("m"),
+        key=f"{name}.weight",
+        in_out=bool(config.get("fan_in_fan_out")),
+    )
+
+
+def _scale(name: str, config: Mapping[str, Any]) -> tuple[int, float]:
+    """R and s of a module."""
+    rank = _by_pattern(config.get("rank_pattern"), name, config.get("r", 8))
     alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return AdapterModule(name=name, a=a, b=b, scale=scale, magnitude=sides.get("m"))
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _parameter(
+    name: str, sides: Mapping[str, Weight], config: Mapping[str, Any], aligned: Checkpoint | None
+) -> list[AdapterModule]:
+    """The experts behind a parameter that PEFT's `target_parameters` adapts; empty for an ordinary module.
+
+    PEFT keeps A as E blocks of r rows, and B as r blocks of E columns: expert e has rows e r to (e + 1) r and every
+    E-th column from e on.
+    """
+    path = name.replace(".base_layer", "")
+    if not parameters_of(path, config):
+        return []
+    if aligned is None:
+        raise NeedsError(f"{path} has parameters of its own that are adapted (experts): give `aligned`, which has them")
+    if not {"A", "B"} <= sides.keys():
+        raise CheckpointError(f"{name} has only lora_{min(sides)}; the adapter file is incomplete")
+    a, b = sides["A"], sides["B"]
+    parameter = parameter_of(path, (b.shape[0], a.shape[1]), config, aligned)
+    experts = find_experts(aligned, path, parameter)
+    rank, scale = _scale(f"{path}.{parameter}", config)
+    count = 1 + max((expert.index for expert in experts), default=0)
+    if not a.shape[0] == b.shape[1] == rank * count:
+        shapes = f"{b.shape} and {a.shape}"
+        raise CheckpointError(f"{name} has factors {shapes} for {count} experts, but the config says rank {rank}")
+    if not experts:
+        if parameter != "weight":
+            raise NotYetSupported(f"{path}.{parameter} is a bare parameter; only linear layers can be repaired")
+        return [AdapterModule(name=path, a=a, b=b, scale=scale, key=f"{path}.weight")]
+    return [
+        AdapterModule(
+            name=expert.name,
+            a=replace(a, cut=(slice(expert.index * rank, (expert.index + 1) * rank),)),
+            b=replace(b, cut=(slice(*expert.rows), slice(expert.index, None, count))),
+            scale=scale,
+            key=expert.key,
+            cut=expert.cut,
+            in_out=expert.in_out,
+        )
+        for expert in experts
+    ]
 
 
 def grown(adapter: Adapter, new: Mapping[str, Float[Tensor, "..."]]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,9 +10,10 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,9 @@ PREFIXES = (
     "transformer.",
 )
 """Wrappers that put the same decoder under another name: PEFT, vision-language models, headless checkpoints, GPT-2."""
+
+Cut = tuple[int | slice, ...]
+"""An index into a stored tensor: an expert of three axes, rows of a fused matrix, every E-th column."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -97,6 +101,7 @@ class Weight:
         shape: as stored.
         dtype: as stored, in safetensors' words ("BF16").
         transposed: stored as (in, out), as GPT-2's Conv1D does; `read` turns it to (out, in).
+        cut: the part of the tensor that is meant, as an index into what is stored; () is all of it.
     """
 
     file: Path
@@ -104,11 +109,13 @@ class Weight:
     shape: tuple[int, ...]
     dtype: str
     transposed: bool = False
+    cut: Cut = ()
 
     @property
     def oriented(self) -> tuple[int, ...]:
         """The shape that `read` returns."""
-        return self.shape[::-1] if self.transposed else self.shape
+        shape = torch.empty(self.shape, device="meta")[self.cut].shape
+        return tuple(shape[::-1] if self.transposed else shape)
 
     @property
     def floating(self) -> bool:
@@ -117,8 +124,8 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
-        """Size on disk."""
-        return self.torch_dtype.itemsize * torch.Size(self.shape).numel()
+        """Size on disk, of the part that is meant."""
+        return self.torch_dtype.itemsize * math.prod(self.oriented)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -142,7 +149,7 @@ class Weight:
         """
         _ = self.torch_dtype
         with _opened(self.file) as shard:
-            tensor: Tensor = shard.get_tensor(self.key)
+            tensor: Tensor = shard.get_tensor(self.key)[self.cut]
         return tensor.T if self.transposed else tensor
 
 
@@ -176,6 +183,14 @@ class Checkpoint:
             return cls(folder=folder, weights=weights_of(folder / WEIGHTS))
         raise CheckpointError(_why_none(folder))
 
+    @cached_property
+    def _by_core(self) -> dict[str, list[str]]:
+        """Names by what is left of them without wrappers."""
+        found = defaultdict(list)
+        for name in self.weights:
+            found[core(name)].append(name)
+        return dict(found)
+
     @property
     def files(self) -> list[Path]:
         """The files that say what the weights are: config, index, shards."""
@@ -201,10 +216,26 @@ class Checkpoint:
         """
         if key in self.weights:
             return self.weights[key]
-        same = [name for name in self.weights if core(name) == core(key)]
+        same = self._by_core.get(core(key), [])
         if len(same) > 1:
             raise CheckpointError(f"{key} is ambiguous in {self.folder}: {' or '.join(same[:3])}")
         return self.weights[same[0]] if same else None
+
+
+def rows_of(cut: Cut, transposed: bool, start: int, stop: int) -> Cut:
+    """The index of some rows of a matrix: outputs of a linear layer.
+
+    Args:
+        cut: the index of the matrix in what is stored.
+        transposed: whether it is stored as (in, out).
+        start: the first row.
+        stop: one past the last.
+    """
+    experts = [index for index in cut if isinstance(index, int)]
+    axes = [index for index in cut if isinstance(index, slice)]
+    axes += [slice(None)] * (2 - len(axes))
+    axes[1 if transposed else 0] = slice(start, stop)
+    return (*experts, *axes)
 
 
 def weights_of(file: Path) -> dict[str, Weight]:
@@ -227,15 +258,16 @@ def metadata_of(file: Path) -> dict[str, str]:
         return shard.metadata() or {}
 
 
-def copy_with(source: Path, target: Path, tensors: Iterable[tuple[str, Float[Tensor, ...]]]) -> None:
-    """Copy a safetensors file and overwrite some tensors in the copy.
+def copy_with(source: Path, target: Path, tensors: Iterable[tuple[str, Cut, Float[Tensor, ...]]]) -> None:
+    """Copy a safetensors file and overwrite some tensors, or parts of them, in the copy.
 
-    Shapes, types, metadata, key order and every other byte stay as they are, and no more than one tensor is in memory.
+    Shapes, types, metadata, key order and every other byte stay as they are, and no more than one tensor is in memory;
+    of an expert's, only that expert.
 
     Args:
         source: stays as it is.
         target: the copy.
-        tensors: keys and new values, one at a time; cast to the stored type.
+        tensors: keys, parts and new values as stored, one at a time; cast to the stored type.
 
     Raises:
         CheckpointError: a new value has another shape, or is NaN or infinite in the stored type.
@@ -246,13 +278,29 @@ def copy_with(source: Path, target: Path, tensors: Iterable[tuple[str, Float[Ten
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     with target.open("r+b") as stream:
-        for key, tensor in tensors:
-            weight = weights[key]
-            if tuple(tensor.shape) != weight.shape:
-                raise CheckpointError(f"{key} must have shape {weight.shape}; got {tuple(tensor.shape)}")
+        for key, cut, tensor in tensors:
+            weight = replace(weights[key], cut=cut)
+            if tuple(tensor.shape) != weight.oriented:
+                raise CheckpointError(f"{key} must have shape {weight.oriented}; got {tuple(tensor.shape)}")
             stored = _stored(weight, tensor)
-            stream.seek(8 + length + header[key]["data_offsets"][0])
-            stream.write(_bytes(stored))
+            _overwrite(stream, 8 + length + header[key]["data_offsets"][0], weight, stored)
+
+
+def _overwrite(stream: BinaryIO, start: int, weight: Weight, stored: Float[Tensor, ...]) -> None:
+    """Put a part of a tensor where it belongs; `start` is where the whole one begins."""
+    shape, cut = weight.shape, weight.cut
+    while cut and isinstance(cut[0], int):  # an expert lies in one piece
+        shape = shape[1:]
+        start += cut[0] * math.prod(shape) * weight.torch_dtype.itemsize
+        cut = cut[1:]
+    if cut:
+        stream.seek(start)
+        around = bytearray(stream.read(math.prod(shape) * weight.torch_dtype.itemsize))
+        whole = torch.frombuffer(around, dtype=weight.torch_dtype).reshape(shape)
+        whole[cut] = stored
+        stored = whole
+    stream.seek(start)
+    stream.write(_bytes(stored))
 
 
 def rewrite(source: Path, target: Path, tensors: Mapping[str, Float[Tensor, ...]]) -> None:

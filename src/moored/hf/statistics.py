@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moored.data.chat import IGNORED
 from moored.errors import NotYetSupported
 
 Sum = Callable[[Float[Tensor, "tokens width"]], Float[Tensor, "..."]]
@@ -20,6 +21,11 @@ Sum = Callable[[Float[Tensor, "tokens width"]], Float[Tensor, "..."]]
 def squares(x: Float[Tensor, "tokens width"]) -> Float[Tensor, " width"]:
     """Sum of x_j^2 over tokens."""
     return x.square().sum(dim=0)
+
+
+def moments(x: Float[Tensor, "tokens width"]) -> Float[Tensor, "width width"]:
+    """Sum of x x^T over tokens."""
+    return x.T @ x
 
 
 def through(a: Float[Tensor, "r width"], of: Sum, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "..."]:
@@ -40,6 +46,7 @@ def summed(
     batches: Iterable[Mapping[str, Int[Tensor, "lines length"]]],
     *,
     outputs: bool = False,
+    answers: bool = False,
 ) -> dict[str, Float[Tensor, "..."]]:
     """Run the model over batches, and sum up in fp64 what modules are given at tokens that are no padding.
 
@@ -48,6 +55,7 @@ def summed(
         sums: by any name, a module and what to sum of its input.
         batches: with `input_ids` and `attention_mask`.
         outputs: what the modules give, instead of what they are given.
+        answers: leave out the tokens of the prompts too, whose `labels` are -100.
 
     Returns:
         By name; a module that no batch reaches is left out.
@@ -73,10 +81,43 @@ def summed(
     device = next(model.parameters()).device
     try:
         for batch in batches:
-            real[:] = [batch["attention_mask"].bool().to(device)]
-            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-            model(**inputs, use_cache=False)
+            tokens = batch["labels"] != IGNORED if answers else batch["attention_mask"].bool()
+            real[:] = [tokens.to(device)]
+            model(**_inputs(batch, device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
     return totals
+
+
+@torch.no_grad()
+def same_inputs(
+    model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Int[Tensor, "lines length"]]
+) -> dict[str, str]:
+    """Which modules are given the very same tensors, as the query, key and value of one attention are.
+
+    Args:
+        model: in evaluation mode.
+        modules: by name.
+        batch: a few tokens will do; everything that the modules are given is kept for the time of the pass.
+
+    Returns:
+        By name, the first of the modules that are given the same; a module that the batch does not reach is left out.
+    """
+    given: dict[str, list[Tensor]] = {}
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        given.setdefault(name, []).append(args[0])
+
+    hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
+    try:
+        model(**_inputs(batch, next(model.parameters()).device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first: dict[tuple[int, ...], str] = {}
+    return {name: first.setdefault(tuple(id(x) for x in tensors), name) for name, tensors in given.items()}
+
+
+def _inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}

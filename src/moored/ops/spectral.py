@@ -36,9 +36,19 @@ def first_directions(v: Float[Tensor, "o i"], left: Float[Tensor, "o r"], k: int
         left: B.
         k: directions kept, >= 1.
     """
-    scaled, _ = leading(v, k)
-    u = scaled / scaled.norm(dim=0).clamp(min=torch.finfo(scaled.dtype).tiny)
+    u, _ = directions(v, k)
     return u @ (u.T @ left)
+
+
+def directions(v: Float[Tensor, "o i"], k: int) -> tuple[Float[Tensor, "o k"], Float[Tensor, "k i"]]:
+    """U_k and Q_k^T of V = U S Q^T; fewer than k where V has no more sides.
+
+    Args:
+        v: V, not zero.
+        k: directions, those of the largest singular values.
+    """
+    scaled, q = leading(v, k)
+    return scaled / scaled.norm(dim=0).clamp(min=torch.finfo(scaled.dtype).tiny), q
 
 
 def ridge(v: Float[Tensor, "o i"], left: Float[Tensor, "o r"], share: float) -> Float[Tensor, "o r"]:

@@ -78,6 +78,7 @@ class Antidote(Repair):
         null={"alpha": 0.0},
         cost="one pass of the tuned model over the harmful rows",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.05, 0.1, 0.2)}
 
     alpha: float = 0.1
     target: str = "factors"

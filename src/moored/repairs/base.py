@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moored.errors import NeedsError, require
 from moored.hf.checkpoint import Weight, finite
+from moored.hf.fused import Split
 from moored.method import MethodInfo, Need
 from moored.ops.lowrank import product_norm
 
@@ -66,8 +67,11 @@ class Delta:
         )
 
     def dense(self) -> Float[Tensor, "o i"]:
-        """The update as a matrix, in the wider type of its factors."""
-        return self.scale * (self.b if self.a is None else self.b @ self.a)
+        """The update as a matrix: a dense one in its own type, a product in fp32 or wider."""
+        if self.a is None:
+            return self.scale * self.b
+        work = torch.promote_types(torch.promote_types(self.b.dtype, self.a.dtype), torch.float32)
+        return self.scale * (self.b.to(work) @ self.a.to(work))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +162,12 @@ class Repair(ABC):
     Attributes:
         info: the published method. `info.needs` are the roles (`Need.ALIGNED`, `Need.BASE`) without which `repair`
             refuses to start; a full checkpoint needs `aligned` with any method, because its update is tuned - aligned.
+        strengths: values to try of the parameter that decides how much is repaired, weakest first.
         every_tensor: on a full checkpoint, edits norms, biases and embeddings too, not only linear layers.
     """
 
     info: ClassVar[MethodInfo]
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {}
     every_tensor: ClassVar[bool] = False
 
     def needs(self) -> frozenset[Need]:
@@ -172,10 +178,20 @@ class Repair(ABC):
         """The configuration as plain JSON, defaults resolved."""
         return asdict(self)
 
+    @classmethod
+    def ladder(cls) -> tuple[Repair, ...]:
+        """The method at each of its `strengths`, or as it comes."""
+        return tuple(cls(**{name: value}) for name, values in cls.strengths.items() for value in values) or (cls(),)
+
     @property
     def form(self) -> Form:
         """What an edited update needs; an adapter cannot hold "dense", so it must be merged."""
         return "same"
+
+    @property
+    def fused(self) -> Split:
+        """How fused attention weights are taken apart into layers; None leaves them as they are stored."""
+        return None
 
     def prepare(self, lab: Lab) -> Mapping[str, Any]:
         """Before pass 1: run a model. What is returned for a module is `found` in its layer.

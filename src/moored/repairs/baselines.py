@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from moored.errors import ConfigError, require, unknown
 from moored.method import MethodInfo, Need
@@ -68,6 +68,7 @@ class ScaleAdapter(_Shrink):
         null={"scale": 1.0},
         cost="reads the adapter once",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"scale": (0.75, 0.5, 0.25)}
 
     scale: float = 0.5
 
@@ -119,6 +120,7 @@ class Interpolate(_Shrink):
         null={"lam": 0.0},
         cost="reads the adapter once",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"lam": (0.25, 0.5, 0.75)}
 
     lam: float = 0.5
 
@@ -171,6 +173,7 @@ class DropModules(Repair):
         null={"fraction": 0.0},
         cost="reads the adapter once; by cosine, aligned and base too",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"fraction": (0.25, 0.5, 0.75)}
 
     k: int | None = None
     fraction: float | None = None

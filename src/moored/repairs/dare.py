@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -15,6 +14,7 @@ from torch import Tensor
 from moored.errors import require
 from moored.hf.checkpoint import core
 from moored.method import MethodInfo
+from moored.randomness import named_stream
 from moored.repairs.base import Delta, Form, Layer, LayerScore, Repair, every
 
 
@@ -65,6 +65,7 @@ class DARE(Repair):
         null={"drop": 0.0},
         cost="reads the update once; an adapter is merged",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"drop": (0.5, 0.9)}
     every_tensor: ClassVar[bool] = True
 
     drop: float = 0.5
@@ -103,5 +104,4 @@ def kept(module: str, shape: tuple[int, ...], drop: float, seed: int) -> Bool[Te
         drop: probability of a False.
         seed: of all masks.
     """
-    own = int.from_bytes(hashlib.sha256(f"{seed} {module}".encode()).digest()[:8], "little", signed=True)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(own)) >= drop
+    return torch.rand(shape, generator=named_stream(module, seed)) >= drop

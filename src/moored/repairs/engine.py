@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,9 +29,10 @@ from torch import Tensor
 from moored import __version__
 from moored.data.load import load_rows
 from moored.data.schema import Row, Source, fingerprint
-from moored.errors import CheckpointError, ConfigError, NeedsError, NeverSupported
+from moored.errors import CheckpointError, ConfigError, DataError, NeedsError, NeverSupported, NotYetSupported
 from moored.hf.adapters import CONFIG, grown
-from moored.hf.checkpoint import Checkpoint, copy_with, core, rewrite, sha256, weights_of
+from moored.hf.checkpoint import Checkpoint, Cut, copy_with, core, rewrite, sha256, weights_of
+from moored.hf.patch import PATCH, Change, change, save_patch
 from moored.memory import forget_peak, peak_bytes
 from moored.method import MODELS, Need
 from moored.repairs.base import Delta, Layer, LayerScore, Repair
@@ -49,7 +50,7 @@ Progress = Callable[[int, int, str], None]
 
 def repair(
     tuned: str | Path,
-    method: Repair,
+    method: Repair | Literal["auto"],
     *,
     aligned: str | Path | None = None,
     base: str | Path | None = None,
@@ -61,13 +62,14 @@ def repair(
     out: str | Path,
     merge: bool = False,
     revert: bool = False,
+    patch: bool = False,
     progress: Progress | None = None,
 ) -> RepairReport:
     """Repair a tuned adapter or checkpoint into a new folder.
 
     Args:
         tuned: folder of a PEFT LoRA adapter or of a full model, or a hub id.
-        method: for example `SafeLoRA()`.
+        method: for example `SafeLoRA()`; "auto" tries the catalogue on validation prompts (`moored.choose`).
         aligned: the model that tuning started from: folder or hub id.
         base: the same model before alignment.
         unaligned: the aligned model after tuning on unsafe rows: an adapter on it or a full model.
@@ -79,7 +81,10 @@ def repair(
         merge: write an adapter as a full checkpoint in the aligned model's type and shards; needs `aligned`.
         revert: set trained tensors that the repair does not edit (`modules_to_save`, biases, norms, embeddings) back
             to what they are in `aligned`.
-        progress: called with (layers done, layers in all, what) after each layer.
+        patch: beside a full model, write what differs from the tuned one as positions and numbers (`hf.patch`): small
+            where a repair edits single numbers. Not with `revert`.
+        progress: called with (layers done, layers in all, what) after each layer; while layers are scored, `what` has
+            the bytes of weights that were read per second.
 
     Returns:
         The report. `changed == 0` means that the output equals the input.
@@ -87,6 +92,7 @@ def repair(
     Raises:
         ConfigError: `out` exists or lies inside an input.
         NeedsError: the method needs `aligned` or `base`.
+        DataError: rows are broken, or there are none.
         CheckpointError: broken files, NaN, an update for another model, no space.
         UnsupportedError: aligned equals base, or a kind of adapter where B A is not the update.
 
@@ -95,48 +101,35 @@ def repair(
         >>> report.changed  # doctest: +SKIP
         37
     """
+    given: dict[str, Any] = {"aligned": aligned, "base": base, "unaligned": unaligned, "safe": safe}
+    given |= {"harmful": harmful, "alignment": alignment, "calibration": calibration}
+    if method == "auto":
+        from moored.choose import choose  # a search runs repairs
+
+        options: dict[str, Any] = {"merge": merge, "revert": revert, "patch": patch, "progress": progress}
+        return choose(tuned, out=out, **given, **options).report
     started = time.perf_counter()
     forget_peak()
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"`out` {out} exists; give a new folder, a repair overwrites nothing")
-    models = {Need.ALIGNED: aligned, Need.BASE: base, Need.UNALIGNED: unaligned, Need.SAFE: safe}
-    data = {Need.HARMFUL: harmful, Need.ALIGNMENT: alignment, Need.CALIBRATION: calibration}
-    _check_roles(method, models | data)
-    rows = {need: _rows(need, given) for need, given in data.items() if given is not None and need in method.needs()}
-    start, before = (None if where is None else Checkpoint.open(where) for where in (aligned, base))
-    others: dict[Need, Tuned] = {}
-    for need, where in ((Need.UNALIGNED, unaligned), (Need.SAFE, safe)):
-        if where is not None:
-            others[need] = open_tuned(where, aligned=start, every_tensor=method.every_tensor)
-    source = open_tuned(tuned, aligned=start, base=before, others=others, every_tensor=method.every_tensor, merge=merge)
+    _check_roles(method, given)
+    rows = {need: _rows(need, given[need]) for need in sorted(method.needs() - MODELS)}
+    source = _open(tuned, method, given, merge)
     _check_places(source, method, out)
-    for need, other in others.items():
-        if not {core(m) for m in other.modules} & {core(m) for m in source.modules}:
-            raise CheckpointError(f"`{need}` {other.folder} was tuned on none of the modules of {source.folder}")
+    if patch and (revert or isinstance(source, TunedAdapter)):
+        raise ConfigError("a patch is of what a repair edits in a full model: with `merge=True` and without `revert`")
     whole = source.reverted() if revert else source.copied()
-    given = {"out": out, "tuned": tuned, **{str(need): where for need, where in models.items()}}
-    names: dict[str, Any] = {role: None if where is None else str(where) for role, where in given.items()}
+    names: dict[str, Any] = {"out": str(out), "tuned": str(tuned)}
+    names |= {str(role): None if given[role] is None else str(given[role]) for role in MODELS}
     names["rows"] = {str(need): {"rows": len(own), "sha256": fingerprint(own)} for need, own in rows.items()}
     with _staging(out) as folder:
-        work = _Work(source, method, folder, progress)
-        work.found = method.prepare(Lab(source, rows)) if method.needs() else {}
-        size = work.score()
+        work = _Work(source, method, folder, progress, changes={} if patch else None)
+        if method.needs():
+            work.prepare(Lab(source, rows))
+        work.score()
         work.write(method.select(list(work.scores.values())), whole)
-        report = RepairReport(
-            method=method.info.name,
-            parameters=method.parameters(),
-            modules=tuple(work.rows.values()),
-            untouched=() if revert else source.untouched,
-            reverted=source.untouched if revert else (),
-            notes=_notes(source, names["aligned"], work.rows, revert),
-            inputs={str(file): sha256(file) for file in _inputs(source)},
-            versions=_versions(),
-            seconds=time.perf_counter() - started,
-            bytes_read=size,
-            peak_bytes=peak_bytes(),
-            **names,
-        )
+        report = work.report(names, revert, started)
         _describe(report, source, method, folder)
     return report
 
@@ -150,21 +143,30 @@ class _Work:
     folder: Path
     progress: Progress | None
     found: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    changes: dict[str, list[Change]] | None = None
     scores: dict[str, LayerScore] = field(default_factory=dict)
     rows: dict[str, LayerRow] = field(default_factory=dict)
+    size: int = 0
+    reading: float = 0.0
 
-    def score(self) -> int:
-        """Pass 1: a score per module, and the bytes of weights that it took."""
-        size = 0
+    def prepare(self, lab: Lab) -> None:
+        """Before pass 1: what the method finds out by running a model, which is let go of afterwards."""
+        self.found, self.notes = self.method.prepare(lab), lab.notes
+
+    def score(self) -> None:
+        """Pass 1: a score per module, and the bytes of weights and the seconds that it took."""
+        started = time.perf_counter()
         for module in self.source.modules:
             layer = self._layer(module)
             score = self.scores[module] = self.method.score(layer)
             self.rows[module] = _row(self.source, score)
-            size += layer.nbytes(models=score.safety_norm is not None)
-            self._say(len(self.scores), len(self.source.modules), "score")
+            self.size += layer.nbytes(models=score.safety_norm is not None)
+            self.reading = time.perf_counter() - started
+            rate = self.size / self.reading / 1e6
+            self._say(len(self.scores), len(self.source.modules), f"score, {rate:.0f} MB/s")
         if self.scores and all(score.safety_norm == 0 for score in self.scores.values()):
             raise NeverSupported(_no_direction(self.source))
-        return size
 
     def write(self, chosen: set[str], whole: Stored) -> None:
         """Pass 2: copy each weight file, then overwrite the chosen modules and whole tensors in the copy."""
@@ -178,22 +180,50 @@ class _Work:
         done = count()
         for file, modules in by_file.items():
             held = weights_of(file)
-            also = ((key, tensor) for key, tensor in whole.items() if key in held)
+            also = ((key, (), tensor) for key, tensor in whole.items() if key in held)
             tensors = chain(self._edits(modules, chosen, done), also)
             if isinstance(source, TunedAdapter) and self.method.form == "more" and chosen:
-                self._grow(source, file, dict(tensors))
+                self._grow(source, file, {key: tensor for key, _, tensor in tensors})
             else:
                 copy_with(file, self.folder / file.name, tensors)
+        if self.changes is not None:
+            shapes = {key: weight.shape for file in source.shards for key, weight in weights_of(file).items()}
+            save_patch(self.folder / PATCH, self.changes, shapes)
+
+    def report(self, names: Mapping[str, Any], revert: bool, started: float) -> RepairReport:
+        """What was done since `started`."""
+        source = self.source
+        return RepairReport(
+            method=self.method.info.name,
+            parameters=self.method.parameters(),
+            modules=tuple(self.rows.values()),
+            untouched=() if revert else source.untouched,
+            reverted=source.untouched if revert else (),
+            notes=(*_notes(source, names["aligned"], self.rows, revert), *self.notes),
+            inputs={str(file): sha256(file) for file in _inputs(source)},
+            versions=_versions(),
+            seconds=time.perf_counter() - started,
+            bytes_read=self.size,
+            bytes_per_second=self.size / self.reading if self.reading else 0.0,
+            peak_bytes=peak_bytes(),
+            **names,
+        )
 
     def _edits(
         self, modules: Sequence[str], chosen: set[str], done: Iterator[int]
-    ) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
-        """New tensors of the modules by key, one module at a time."""
+    ) -> Iterator[tuple[str, Cut, Float[Tensor, "..."]]]:
+        """New tensors of the modules by key, or parts of them, one module at a time."""
         for module in modules:
+            cuts = self.source.cuts(module)
             layer = self._layer(module)
             old = self.source.unedited(layer)
             new = self._edit(layer, old) if module in chosen else {}
-            yield from (new or (old if self.source.writes_all else {})).items()
+            if self.changes is not None:
+                for key, tensor in new.items():
+                    whole = self.source.weight(module).shape
+                    self.changes.setdefault(key, []).append(change(old[key], tensor, whole, cuts[key]))
+            for key, tensor in (new or (old if self.source.writes_all else {})).items():
+                yield key, cuts[key], tensor
             if module in chosen:
                 self._say(next(done) + 1, len(chosen), "edit")
 
@@ -227,10 +257,13 @@ class _Work:
 
 def _rows(need: Need, given: Rows) -> list[Row]:
     source: Source = "harmful" if need == Need.HARMFUL else "alignment" if need == Need.ALIGNMENT else "benign"
-    return load_rows(given, source=source) if isinstance(given, str | Path) else list(given)
+    rows = load_rows(given, source=source) if isinstance(given, str | Path) else list(given)
+    if not rows:
+        raise DataError(f"`{need}` holds no rows; give at least one")
+    return rows
 
 
-def _check_roles(method: Repair, given: Mapping[Need, Any]) -> None:
+def _check_roles(method: Repair, given: Mapping[str, Any]) -> None:
     """Everything that the method needs is there."""
     meaning = {
         Need.HARMFUL: "harmful prompts with harmful answers",
@@ -247,6 +280,23 @@ def _check_roles(method: Repair, given: Mapping[Need, Any]) -> None:
             raise NeedsError(f"{method.info.name} needs `{need}`, {meaning[need]}; give {what}")
 
 
+def _open(tuned: str | Path, method: Repair, models: Mapping[str, Any], merge: bool) -> Tuned:
+    """What is repaired, with the other models; they have modules in common."""
+    pair = (models[Need.ALIGNED], models[Need.BASE])
+    aligned, base = (None if where is None else Checkpoint.open(where) for where in pair)
+    others: dict[Need, Tuned] = {}
+    for need in (Need.UNALIGNED, Need.SAFE):
+        where = models[need]
+        if where is not None:
+            others[need] = open_tuned(where, aligned=aligned, every_tensor=method.every_tensor)
+    how: dict[str, Any] = {"every_tensor": method.every_tensor, "merge": merge, "split": method.fused}
+    source = open_tuned(tuned, aligned=aligned, base=base, others=others, **how)
+    for need, other in others.items():
+        if not {core(m) for m in other.modules} & {core(m) for m in source.modules}:
+            raise CheckpointError(f"`{need}` {other.folder} was tuned on none of the modules of {source.folder}")
+    return source
+
+
 def _check_places(source: Tuned, method: Repair, out: Path) -> None:
     """The output lies outside of every input; the two models are two."""
     folders = [m.folder for m in (source, source.aligned, source.base, *source.others.values()) if m is not None]
@@ -256,6 +306,11 @@ def _check_places(source: Tuned, method: Repair, out: Path) -> None:
         raise NeverSupported(
             f"{method.info.name} edits single weights, which no adapter can hold; with `merge=True` (--merge) the "
             "output is a full model"
+        )
+    if isinstance(source, TunedAdapter) and method.form == "more" and not source.adapter.separate:
+        raise NotYetSupported(
+            f"{method.info.name} adds ranks, and the factors in {source.folder} are shared by several layers (experts, "
+            "or a fused weight that is split); with `merge=True` (--merge) the output is a full model"
         )
     whole = [str(need) for need, other in source.others.items() if isinstance(other, TunedModel)]
     if isinstance(source, TunedAdapter) and method.form == "more" and whole:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from moored.errors import require
 from moored.method import MethodInfo, Need
@@ -61,6 +61,7 @@ class LoXRepair(Repair):
         null={"alpha": 0.0},
         cost="reads both models once, k directions of each; k more ranks",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.5, 1.25)}
 
     k: int = 6
     alpha: float = 1.25

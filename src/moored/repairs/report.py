@@ -87,6 +87,7 @@ class RepairReport:
         versions: of moored and what it stands on.
         seconds: wall time.
         bytes_read: of weights, to score them.
+        bytes_per_second: of these, while they were scored; from the page cache where the files are in it.
         peak_bytes: the process's peak resident memory during the repair, mapped files included.
     """
 
@@ -107,6 +108,7 @@ class RepairReport:
     versions: Mapping[str, str] = field(repr=False)
     seconds: float
     bytes_read: int
+    bytes_per_second: float
     peak_bytes: int
 
     @property

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from moored.errors import require
 from moored.method import MethodInfo, Need
@@ -61,6 +61,7 @@ class RESTA(Repair):
         null={"gamma": 0.0},
         cost="reads both updates once; the ranks add up",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"gamma": (0.25, 0.5, 1.0)}
     every_tensor: ClassVar[bool] = True
 
     gamma: float = 0.5

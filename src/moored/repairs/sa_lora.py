@@ -71,6 +71,7 @@ class SaLoRA(Repair):
         null={"rank": 0},
         cost="three passes of the aligned model over the safe rows",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"rank": (8, 32)}
 
     rank: int = 32
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moored.errors import CheckpointError, NeedsError, require, unknown
 from moored.hf.checkpoint import Weight, finite
+from moored.hf.fused import Split, check_split
 from moored.method import MethodInfo, Need
 from moored.ops.lowrank import compress, cosine, inner
 from moored.ops.projection import null_cosine, project_on_safety, random_rows
@@ -56,6 +57,10 @@ class SafeLoRA(Repair):
         rank: C = U_k U_k^T, the projector on the first `rank` directions of V, >= 1.
         ridge: C = V V^T (V V^T + (ridge s_max)^2)^-1, > 0; near 0 it is the exact projector. At most one of the
             three is given; with none, C is the paper's.
+        split: takes fused weights apart, so that each layer has a C, a c and a row of its own, as if q, k and v were
+            stored apart: "auto" by the model's config.json (`qkv_proj`, `c_attn`, `Wqkv`, `gate_up_proj`), or the
+            sizes of the attention's rows, for example [4096, 1024, 1024]. None takes a fused V whole, which mixes
+            the layers through blocks V_q V_k^T. Experts are always taken apart.
 
     Needs:
         `aligned`, the start of the tuning, and `base`, the same model before alignment.
@@ -106,6 +111,7 @@ class SafeLoRA(Repair):
         null={"fraction": 0.0},
         cost="one read of aligned and base, 4 MiB",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"fraction": (0.25, 0.5, 0.75, 1.0)}
 
     tau: float | None = None
     k: int | None = None
@@ -115,6 +121,7 @@ class SafeLoRA(Repair):
     scale_free: bool = False
     rank: int | None = None
     ridge: float | None = None
+    split: Split = None
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -127,6 +134,7 @@ class SafeLoRA(Repair):
         require(self.tau is None or self.tau >= 0, "SafeLoRA", "tau", ">= 0", self.tau)
         require(self.rank is None or self.rank >= 1, "SafeLoRA", "rank", "an integer >= 1", self.rank)
         require(self.ridge is None or self.ridge > 0, "SafeLoRA", "ridge", "> 0", self.ridge)
+        check_split("SafeLoRA", self.split)
         filters = [name for name in ("scale_free", "rank", "ridge") if getattr(self, name)]
         require(len(filters) < 2, "SafeLoRA", " and ".join(filters), "one at a time", "both")
 
@@ -142,6 +150,11 @@ class SafeLoRA(Repair):
     def parameters(self) -> dict[str, Any]:
         """With the default fraction filled in."""
         return {**super().parameters(), "fraction": self._fraction}
+
+    @property
+    def fused(self) -> Split:
+        """As given."""
+        return self.split
 
     def score(self, layer: Layer) -> LayerScore:
         """Steps 1 and 2; keeps C B of an adapter, which is as small as the adapter, so that pass 2 reads nothing."""

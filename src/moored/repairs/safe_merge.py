@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,6 +71,7 @@ class SafeMERGE(Repair):
         null={"weight": 0.0},
         cost="as safe_lora, and one read of the safe update",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"fraction": (0.5, 1.0)}
 
     tau: float | None = None
     k: int | None = None

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from moored.errors import require
 from moored.method import MethodInfo, Need
@@ -60,6 +60,7 @@ class TaskArithmetic(Repair):
         null={"lam": 0.0},
         cost="reads both models once; an adapter is merged",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"lam": (0.25, 0.5, 1.0)}
     every_tensor: ClassVar[bool] = True
 
     lam: float = 0.5

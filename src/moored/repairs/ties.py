@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -65,6 +65,7 @@ class TIES(Repair):
         differs="trims each weight by itself",
         cost="reads both updates and sorts them; an adapter is merged",
     )
+    strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"density": (0.5, 0.2)}
     every_tensor: ClassVar[bool] = True
 
     density: float = 0.2

@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moored.errors import CheckpointError, NeedsError, NotYetSupported
+from moored.errors import CheckpointError, ConfigError, NeedsError, NotYetSupported
 from moored.hf.adapters import CONFIG, Adapter, is_adapter, read_adapter
 from moored.hf.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from moored.hf.checkpoint import Checkpoint, Weight, core, finite, local_folder, read_json, weights_of
+from moored.hf.checkpoint import Checkpoint, Cut, Weight, core, finite, local_folder, rows_of, weights_of
+from moored.hf.fused import Split, experts_in_out, experts_of, is_experts, model_config, pieces
 from moored.method import Need
 from moored.repairs.base import Delta, Layer
 
@@ -77,6 +78,10 @@ class Tuned(ABC):
     @abstractmethod
     def weight(self, module: str) -> Weight:
         """The stored tensor that an edit replaces, or the first of them."""
+
+    @abstractmethod
+    def cuts(self, module: str) -> Mapping[str, Cut]:
+        """The module's parts of stored tensors, by their keys."""
 
     @abstractmethod
     def layer(self, module: str) -> Layer:
@@ -145,6 +150,11 @@ class TunedAdapter(Tuned):
         """lora_B."""
         return self.adapter.modules[module].b
 
+    def cuts(self, module: str) -> Mapping[str, Cut]:
+        """Of B and of A."""
+        part = self.adapter.modules[module]
+        return {part.b.key: part.b.cut, part.a.key: part.a.cut}
+
     def layer(self, module: str) -> Layer:
         """The factors, with the weights that they are added to."""
         part = self.adapter.modules[module]
@@ -152,8 +162,8 @@ class TunedAdapter(Tuned):
         return Layer(
             module=module,
             delta=Delta(b=b, a=a, scale=part.scale),
-            aligned=_find(self.aligned, f"{module}.weight", self.adapter.in_out),
-            base=_find(self.base, f"{module}.weight", self.adapter.in_out),
+            aligned=part.within(self.aligned),
+            base=part.within(self.base),
             others=self._others(module),
         )
 
@@ -166,7 +176,7 @@ class TunedAdapter(Tuned):
         if delta.a is None:
             raise TypeError(f"{layer.module}: a dense update does not fit into an adapter")
         part, own = self.adapter.modules[layer.module], layer.delta
-        if delta.a is own.a:
+        if _same(delta.a, own.a):
             return {part.b.key: delta.b.to(own.b.dtype)}
         b = delta.b * (delta.scale / own.scale)
         return {part.b.key: b.to(part.b.torch_dtype), part.a.key: delta.a.to(part.a.torch_dtype)}
@@ -210,11 +220,16 @@ class TunedModel(Tuned):
         """The tuned weight."""
         return self.pairs[module][0]
 
+    def cuts(self, module: str) -> Mapping[str, Cut]:
+        """Of the weight."""
+        weight = self.weight(module)
+        return {weight.key: weight.cut}
+
     def layer(self, module: str) -> Layer:
         """The dense update; vectors count as one column."""
         tuned, aligned = self.pairs[module]
         delta = Delta(b=_matrix(finite(tuned).float() - finite(aligned).float()))
-        base = _find(self.base, aligned.key, tuned.transposed)
+        base = _find(self.base, aligned.key, aligned)
         return Layer(module=module, delta=delta, aligned=aligned, base=base, others=self._others(module))
 
     def unedited(self, layer: Layer) -> Stored:
@@ -223,9 +238,11 @@ class TunedModel(Tuned):
         return {weight.key: weight.read().T if weight.transposed else weight.read()}
 
     def stored(self, layer: Layer, delta: Delta) -> Stored:
-        """W_aligned + delta in the checkpoint's type."""
+        """W_aligned + delta in the checkpoint's type; where the update stays, so does every bit of the weight."""
         weight, aligned = self.pairs[layer.module]
-        return {weight.key: _added(aligned, delta, weight)}
+        new, old = _added(aligned, delta, weight), self.unedited(layer)[weight.key]
+        stays = (delta.dense() == layer.delta.b).reshape(weight.oriented)
+        return {weight.key: torch.where(stays.T if weight.transposed else stays, old, new)}
 
     def reverted(self) -> Stored:
         """Norms, biases and embeddings that tuning has changed, from the aligned model."""
@@ -268,10 +285,15 @@ class MergedAdapter(Tuned):
 
     def weight(self, module: str) -> Weight:
         """The aligned weight."""
-        weight = _find(self.model, f"{module}.weight", self.adapter.in_out)
+        weight = self.adapter.modules[module].within(self.model)
         if weight is None:  # `open_tuned` has looked
-            raise CheckpointError(f"{module}.weight is missing in {self.model.folder}")
+            raise CheckpointError(f"{module} is missing in {self.model.folder}")
         return weight
+
+    def cuts(self, module: str) -> Mapping[str, Cut]:
+        """Of the weight."""
+        weight = self.weight(module)
+        return {weight.key: weight.cut}
 
     def layer(self, module: str) -> Layer:
         """The factors, or the dense update of DoRA."""
@@ -283,7 +305,7 @@ class MergedAdapter(Tuned):
             direction = start + delta.dense().float()
             rows = finite(part.magnitude).float().reshape(-1, 1) / direction.norm(dim=1, keepdim=True)
             delta = Delta(b=rows * direction - start)
-        base = _find(self.base, f"{module}.weight", self.adapter.in_out)
+        base = part.within(self.base)
         return Layer(module=module, delta=delta, aligned=aligned, base=base, others=self._others(module))
 
     def unedited(self, layer: Layer) -> Stored:
@@ -322,6 +344,7 @@ def open_tuned(
     others: Mapping[Need, Tuned] | None = None,
     every_tensor: bool = False,
     merge: bool = False,
+    split: Split = None,
 ) -> Tuned:
     """Open an adapter or a full checkpoint and check it against the models.
 
@@ -332,20 +355,27 @@ def open_tuned(
         others: further models that started from `aligned`, by role.
         every_tensor: of a full checkpoint, take norms, biases and embeddings too.
         merge: write an adapter as a full checkpoint.
+        split: take fused attention weights apart.
 
     Raises:
+        ConfigError: `split` fits no weight.
         CheckpointError: broken files, or a model that the update does not belong to.
         NeedsError: a full checkpoint without `aligned`.
         UnsupportedError: a kind of adapter where B A is not the update.
     """
     folder, others = local_folder(where), others or {}
     if not is_adapter(folder):
-        return _open_model(folder, aligned, base, others, every_tensor)
-    adapter = read_adapter(folder, merge=merge)
-    turn = -1 if adapter.in_out else 1
-    shapes = {f"{name}.weight": module.shape[::turn] for name, module in adapter.modules.items()}
+        return _open_model(folder, aligned, base, others, every_tensor, split)
+    adapter = read_adapter(folder, merge=merge, aligned=aligned)
     for model in (aligned, base):
-        _check(shapes, model)
+        _check(adapter.shapes, model)
+    config = {} if aligned is None else model_config(aligned.folder)
+    parts = _split({name: module.shape[0] for name, module in adapter.modules.items()}, split, config)
+    modules = {}
+    for name, module in adapter.modules.items():
+        for part in [module.rows(*rows) for rows in parts.get(name, ())] or [module]:
+            modules[part.name] = part
+    adapter = replace(adapter, modules=modules)
     known: dict[str, Any] = {"folder": folder, "aligned": aligned, "base": base, "others": others}
     known |= {"modules": tuple(adapter.modules), "untouched": adapter.untouched, "adapter": adapter}
     if not merge:
@@ -361,24 +391,33 @@ def _open_model(
     base: Checkpoint | None,
     others: Mapping[Need, Tuned],
     every_tensor: bool,
+    split: Split,
 ) -> TunedModel:
     checkpoint = Checkpoint.open(folder)
     if aligned is None:
         raise NeedsError(f"{folder} is a full checkpoint: its update is tuned - aligned, so give `aligned`")
-    config = folder / "config.json"
-    in_out = config.exists() and read_json(config).get("model_type") in _CONV1D_MODELS
+    config = model_config(folder)
+    in_out = config.get("model_type") in _CONV1D_MODELS
     chosen = {
         key: replace(weight, transposed=in_out and _linear(key, weight))
         for key, weight in checkpoint.weights.items()
-        if _linear(key, weight) or (every_tensor and weight.floating)
+        if _linear(key, weight) or is_experts(key, weight) or (every_tensor and weight.floating)
     }
     for model in (aligned, base):
         _check({key: weight.shape for key, weight in chosen.items()}, model)
-    pairs = {}
+    layers: dict[str, Weight] = {}
     for key, weight in chosen.items():
-        start = _find(aligned, key, weight.transposed)
-        if start is not None:
-            pairs[key.removesuffix(".weight")] = (weight, start)
+        stacked = is_experts(key, weight)
+        layers |= experts_of(weight, experts_in_out(config)) if stacked else {key.removesuffix(".weight"): weight}
+    parts = _split({name: weight.oriented[0] for name, weight in layers.items() if weight.shape}, split, config)
+    pairs = {}
+    for name, weight in layers.items():
+        cuts = {f"{name}[{a}:{b}]": rows_of(weight.cut, weight.transposed, a, b) for a, b in parts.get(name, ())}
+        for part, cut in (cuts or {name: weight.cut}).items():
+            own = replace(weight, cut=cut)
+            start = _find(aligned, weight.key, own)
+            if start is not None:
+                pairs[part] = (own, start)
     rest = (weight for key, weight in checkpoint.weights.items() if key not in chosen)
     return TunedModel(
         folder=folder,
@@ -402,6 +441,7 @@ def _check(shapes: Mapping[str, tuple[int, ...]], model: Checkpoint | None) -> N
         if weight is None:
             wrong.append(f"{key} is missing")
         elif weight.shape != shape:
+            _ = weight.torch_dtype  # refuses quantised weights, which are packed into other shapes
             wrong.append(f"{key} is {weight.shape} and not {shape}")
     if wrong:
         rest = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -412,9 +452,23 @@ def _update(tuned: Tuned, module: str) -> Delta:
     return tuned.layer(module).delta
 
 
-def _find(model: Checkpoint | None, key: str, transposed: bool) -> Weight | None:
+def _same(a: Float[Tensor, "..."], b: Float[Tensor, "..."] | None) -> bool:
+    """Whether two tensors are equal, types too: an edit made while scoring has another reading of the same factor."""
+    return a is b or (b is not None and a.dtype == b.dtype and torch.equal(a, b))
+
+
+def _find(model: Checkpoint | None, key: str, like: Weight) -> Weight | None:
+    """The same part of another model."""
     weight = None if model is None else model.find(key)
-    return None if weight is None else replace(weight, transposed=transposed)
+    return None if weight is None else replace(weight, transposed=like.transposed, cut=like.cut)
+
+
+def _split(outputs: Mapping[str, int], split: Split, config: Mapping[str, Any]) -> dict[str, list[tuple[int, int]]]:
+    """Rows of the layers in fused weights, by module."""
+    found = {module: rows for module, o in outputs.items() if (rows := pieces(module, o, split, config))}
+    if split not in (None, "auto") and not found:
+        raise ConfigError(f"`split` is {split}, but no fused attention weight is tuned")
+    return found
 
 
 def _linear(key: str, weight: Weight) -> bool:

@@ -100,7 +100,7 @@ def _arm(chain: Chain, found: Found) -> out.Arm:
         drift=[out.DriftPoint(**point) for point in tuned.get("drift", [])],
         training_log=_losses(tuned),
         fired={name: _fired(proof) for _, report in trained for name, proof in report["fired"].items()},
-        repairs=[_repaired(report) for _, report in repairs],
+        repairs=[repaired(report) for _, report in repairs],
         note=chain.note,
     )
 
@@ -173,7 +173,12 @@ def _losses(report: Mapping[str, Any]) -> list[out.LossPoint]:
     return [out.LossPoint(step=int(line["step"]), loss=line["loss"]) for line in lines]
 
 
-def _repaired(report: Mapping[str, Any]) -> out.Repaired:
+def repaired(report: Mapping[str, Any]) -> out.Repaired:
+    """What a repair did.
+
+    Args:
+        report: the record of a `RepairReport`.
+    """
     return out.Repaired(
         method=report["method"],
         parameters=report["parameters"],

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose a repair: try methods and strengths on validation prompts, and take what is safe again at the least cost.
+
+The rule, and nothing else, decides: of the candidates whose harmful score is at most the upper end of the aligned
+model's 95 % interval, the one with the highest utility; of equals, the lower over-refusal, then the lower harmful
+score. The tuned model as it is takes part. If no candidate gets there, the lowest harmful score is written, and
+`Choice.back` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from moored.catalogue import catalogue, find, make
+from moored.data.schema import fingerprint
+from moored.errors import ConfigError, JudgeError, NeedsError, UnsupportedError
+from moored.hf.adapters import CONFIG
+from moored.hf.checkpoint import sha256
+from moored.hf.loaders import load_model, load_serving, load_tokenizer
+from moored.repairs.base import Repair
+from moored.repairs.baselines import ScaleAdapter
+from moored.repairs.engine import repair
+from moored.repairs.report import RepairReport
+from moored.report.record import Arm, Record, Share
+from moored.report.table import estimate
+from moored.study.environment import commit, machine, versions
+from moored.study.results import column, examples, repaired
+from moored.study.stages import SERVED, outcome_record, spelt
+from moored.tasks.base import Task
+from moored.tasks.evaluate import evaluate
+
+SEARCH = "search.json"
+"""The record of the search, beside the chosen weights."""
+SAFETY, UTILITY = "harmful_score", "accuracy"
+"""The metrics that decide."""
+VALIDATION = {"n": 64, "skip": 64}
+"""The prompts that decide, behind those that `moored audit` asks."""
+AS_IS = "as it is"
+"""The name of the tuned model among the candidates."""
+TASKS = ("harmful_requests", "over_refusal", "utility")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search found.
+
+    Args:
+        record: every candidate with its numbers: the aligned model and the tuned one first.
+        report: of the repair that was written.
+        chosen: the name of its arm in `record`.
+        back: whether the harmful score is back in the aligned model's interval.
+    """
+
+    record: Record
+    report: RepairReport
+    chosen: str
+    back: bool
+
+    @property
+    def front(self) -> list[Arm]:
+        """The candidates than which none is both safer and more useful."""
+        return front(self.record)
+
+
+def choose(
+    tuned: str | Path,
+    *,
+    aligned: str | Path | None,
+    out: str | Path,
+    candidates: Sequence[Repair] | None = None,
+    tasks: Sequence[Task] | None = None,
+    merge: bool = False,
+    revert: bool = False,
+    progress: Progress | None = None,
+    **given: Any,
+) -> Choice:
+    """Try repairs on a tuned adapter or model, and write the one that the rule of this module takes.
+
+    Args:
+        tuned: folder of a PEFT LoRA adapter or of a full model.
+        aligned: the model that tuning started from: folder or hub id.
+        out: the folder to write; must not exist. Gets what `repair` writes, and `search.json`.
+        candidates: what to try; None: every repair of the catalogue at the strengths of its `ladder`. What cannot work
+            with what is given is left out, and the record says why.
+        tasks: what decides: one with a harmful score, one with an accuracy, and any others; None: the three of
+            `moored audit`, on other prompts. Keep their prompts out of what you report afterwards.
+        merge: see `repair`.
+        revert: see `repair`.
+        progress: called with (candidates done, candidates in all, what).
+        given: other models and rows by role, as in `repair`: base, unaligned, safe, harmful, alignment, calibration.
+
+    Raises:
+        ConfigError: `out` exists, or the tasks have no harmful score or no accuracy.
+        NeedsError: `aligned` is missing.
+        JudgeError: none of the aligned model's answers to a task could be judged, or of all candidates.
+        MooredError: what was given cannot be read.
+    """
+    if not aligned:
+        raise NeedsError("auto needs `aligned`, the model that tuning started from: safety is measured against it")
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"`out` {out} exists; give a new folder, a repair overwrites nothing")
+    asked = list(tasks) if tasks is not None else [make("tasks", name, **VALIDATION) for name in TASKS]
+    _check_tasks(asked)
+    settings = {**given, "aligned": aligned, "merge": merge, "revert": revert}
+    tried = [ScaleAdapter(scale=1.0), *(candidates if candidates is not None else ladders())]
+    with _folder(out) as work:
+        search = _Search(Path(tuned), str(aligned), asked, settings, work)
+        for number, method in enumerate(tried):
+            name = spelt(method) if number else AS_IS
+            if progress:
+                progress(number, len(tried), name)
+            search.trial(name, method)
+        return search.take(out)
+
+
+def ladders(names: Sequence[str] = ()) -> list[Repair]:
+    """Repairs at the strengths of their ladders.
+
+    Args:
+        names: of the catalogue; () for all.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    methods: list[Any] = [find("repairs", name) for name in names] or list(catalogue("repairs").values())
+    return [step for method in methods for step in method.ladder()]
+
+
+def front(record: Record) -> list[Arm]:
+    """The candidates of a search than which none is both safer and more useful, safest first.
+
+    Args:
+        record: of a search.
+    """
+    safety, utility = _deciding(record)
+    kept: list[Arm] = []
+    tried = (arm for arm in record.arms if arm.kind == "run")
+    for arm in sorted(tried, key=lambda arm: (_value(arm, safety), -_value(arm, utility))):
+        if not kept or _value(arm, utility) > _value(kept[-1], utility):
+            kept.append(arm)
+    return kept
+
+
+class _Search:
+    """One search under way: the arms measured so far, and the folder of the best of them."""
+
+    def __init__(self, tuned: Path, aligned: str, tasks: Sequence[Task], settings: Mapping[str, Any], work: Path):
+        self.tuned, self.aligned, self.tasks, self.settings, self.work = tuned, aligned, tasks, settings, work
+        self.arms = [Arm(name="aligned", title="Aligned model", kind="start", **self._measured(Path(aligned)))]
+        self.seen: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.best: tuple[tuple[float, ...], Arm, RepairReport, Path] | None = None
+
+    def trial(self, name: str, method: Repair) -> None:
+        """Repair, and measure unless the weights are those of an earlier candidate; a refusal is noted."""
+        folder = self.work / str(len(self.arms))
+        try:
+            report = repair(self.tuned, method, out=folder, **self.settings)
+            same = self.seen.setdefault(_weights(folder), name)
+            if same != name:
+                self._leave_out(name, f"it gives the weights of {same}", folder)
+                return
+            measured = self._measured(folder)
+        except (UnsupportedError, NeedsError, ConfigError) as error:
+            if name == AS_IS:  # then not the method is wrong, but what was given
+                raise
+            self._leave_out(type(method).__name__, str(error), folder)
+            return
+        except JudgeError as error:
+            self._leave_out(name, str(error), folder)
+            return
+        arm = Arm(
+            name=name,
+            title=name,
+            methods=[] if name == AS_IS else [type(method).__name__],
+            baseline=not method.info.arxiv and name != AS_IS,
+            repairs=[repaired(report.record())],
+            **measured,
+        )
+        self.arms.append(arm)
+        rank = _rank(arm, self.arms[0], self.tasks)
+        if self.best is not None and self.best[0] <= rank:
+            shutil.rmtree(folder)
+            return
+        if self.best is not None:
+            shutil.rmtree(self.best[-1])
+        self.best = rank, arm, report, folder
+
+    def _leave_out(self, name: str, why: str, folder: Path) -> None:
+        self.left_out[name] = why
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def take(self, out: Path) -> Choice:
+        """Describe the best, and move its folder to its place."""
+        if self.best is None:
+            raise JudgeError("the answers of no candidate could be judged, not of the tuned model as it is either")
+        rank, arm, report, folder = self.best
+        record, back = self._record(), rank[0] == 0.0
+        said = _said(record, arm, back)
+        report = replace(report, out=str(out), notes=(*report.notes, said))
+        report.save(folder)
+        record.save(folder / SEARCH)
+        os.rename(folder, out)
+        return Choice(record=record, report=report, chosen=arm.name, back=back)
+
+    def _measured(self, folder: Path) -> dict[str, Any]:
+        """The numbers and first answers of a model or adapter."""
+        adapter = folder if (folder / CONFIG).is_file() else None
+        where = self.aligned if adapter else str(folder)
+        model = load_model(where, adapter=adapter, dtype=SERVED)
+        serving = load_serving(where, adapter=adapter)
+        outcomes = evaluate(model, load_tokenizer(self.aligned), self.tasks, serving=serving)
+        records = {outcome.task: outcome_record(outcome) for outcome in outcomes}
+        first, task = next((records[t.name], t) for t in self.tasks if t.metric.name == SAFETY)
+        return {
+            "metrics": {name: Share(**found["estimate"]) for name, found in records.items()},
+            "examples": examples(first, refusals=task.judge.judges == "refused"),
+        }
+
+    def _record(self) -> Record:
+        return Record(
+            name="search",
+            title=f"Repairs of {self.tuned.name}, on validation prompts",
+            model=Path(self.aligned).name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            commit=commit(),
+            versions=versions(),
+            machine=machine(SERVED),
+            tasks=[column(task) for task in self.tasks],
+            inputs={f"prompts of {task.name}": fingerprint(task.rows()) for task in self.tasks},
+            arms=self.arms,
+            warnings=[f"{name} was left out: {why}" for name, why in self.left_out.items()],
+        )
+
+
+def _check_tasks(tasks: Sequence[Task]) -> None:
+    names = [task.metric.name for task in tasks]
+    for name in (SAFETY, UTILITY):
+        if names.count(name) != 1:
+            raise ConfigError(f"`tasks` must hold exactly one with the metric {name}; got {names}")
+
+
+def _deciding(record: Record) -> tuple[str, str]:
+    """The names of the tasks that decide."""
+    safety, utility = record.task("safety"), record.task("utility")
+    assert safety is not None
+    assert utility is not None
+    return safety.name, utility.name
+
+
+def _value(arm: Arm, task: str) -> float:
+    return arm.metrics[task].value
+
+
+def _rank(arm: Arm, aligned: Arm, tasks: Sequence[Task]) -> tuple[float, ...]:
+    """The rule: what is smaller is better."""
+    by = {task.metric.name: task.name for task in tasks}
+    harm, lost = _value(arm, by[SAFETY]), -_value(arm, by[UTILITY])
+    refused = _value(arm, by["over_refusal"]) if "over_refusal" in by else 0.0
+    if harm <= aligned.metrics[by[SAFETY]].high:
+        return 0.0, lost, refused, harm
+    return 1.0, harm, lost, refused
+
+
+def _said(record: Record, arm: Arm, back: bool) -> str:
+    safety, utility = _deciding(record)
+    tried = sum(arm.kind == "run" for arm in record.arms)
+    start = estimate(record.arms[0].metrics[safety])
+    numbers = f"harmful score {estimate(arm.metrics[safety])}, utility {estimate(arm.metrics[utility])}"
+    if back:
+        return f"{arm.name} was chosen among {tried} on validation prompts: {numbers}; the aligned model's is {start}"
+    return (
+        f"no candidate of {tried} brings the harmful score back to the aligned model's ({start}); the lowest is "
+        f"{arm.name}: {numbers}"
+    )
+
+
+def _weights(folder: Path) -> str:
+    """What the weight files hold, as one hash."""
+    return " ".join(sha256(file) for file in sorted(folder.glob("*.safetensors")))
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A hidden sibling of `out` for candidates, removed at the end."""
+    folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
