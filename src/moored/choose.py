@@ -14,8 +14,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from moored.report.record import Arm, Record, Share
 from moored.report.table import estimate
 from moored.study.environment import commit, machine, versions
 from moored.study.results import column, examples, repaired
-from moored.study.stages import SERVED, outcome_record, spelt
+from moored.study.stages import SERVED, outcome_record
 from moored.tasks.base import Task
 from moored.tasks.evaluate import evaluate
 
@@ -68,7 +69,7 @@ class Choice:
 
     @property
     def front(self) -> list[Arm]:
-        """The candidates than which none is both safer and more useful."""
+        """Its Pareto front."""
         return front(self.record)
 
 
@@ -117,7 +118,7 @@ def choose(
     with _folder(out) as work:
         search = _Search(Path(tuned), str(aligned), asked, settings, work)
         for number, method in enumerate(tried):
-            name = spelt(method) if number else AS_IS
+            name = named(method) if number else AS_IS
             if progress:
                 progress(number, len(tried), name)
             search.trial(name, method)
@@ -138,18 +139,41 @@ def ladders(names: Sequence[str] = ()) -> list[Repair]:
 
 
 def front(record: Record) -> list[Arm]:
-    """The candidates of a search than which none is both safer and more useful, safest first.
+    """The Pareto front of a search: candidates than which none is at least as good in every task and better in one.
 
     Args:
         record: of a search.
+
+    Returns:
+        The safest first.
     """
+    signs = {task.name: 1 if task.better == "lower" else -1 for task in record.tasks}
+    cost = {
+        arm.name: tuple(sign * arm.metrics[task].value for task, sign in signs.items())
+        for arm in record.arms
+        if arm.kind == "run"
+    }
+
+    def beaten(own: tuple[float, ...]) -> bool:
+        return any(other != own and all(map(le, other, own)) for other in cost.values())
+
     safety, utility = _deciding(record)
-    kept: list[Arm] = []
-    tried = (arm for arm in record.arms if arm.kind == "run")
-    for arm in sorted(tried, key=lambda arm: (_value(arm, safety), -_value(arm, utility))):
-        if not kept or _value(arm, utility) > _value(kept[-1], utility):
-            kept.append(arm)
-    return kept
+    kept = [record.arm(name) for name, own in cost.items() if not beaten(own)]
+    return sorted(kept, key=lambda arm: (_value(arm, safety), -_value(arm, utility)))
+
+
+def named(method: Repair) -> str:
+    """A method with its strength and with the parameters that are not its defaults.
+
+    Args:
+        method: for example `SafeLoRA(fraction=0.5)`.
+    """
+    shown = {
+        f.name: getattr(method, f.name)
+        for f in fields(method)
+        if getattr(method, f.name) != f.default or (f.name in method.strengths and f.default is not None)
+    }
+    return f"{type(method).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class _Search:
@@ -185,6 +209,7 @@ class _Search:
             title=name,
             methods=[] if name == AS_IS else [type(method).__name__],
             baseline=not method.info.arxiv and name != AS_IS,
+            seconds=report.seconds,
             repairs=[repaired(report.record())],
             **measured,
         )

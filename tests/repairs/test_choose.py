@@ -7,7 +7,7 @@ import pytest
 
 import moored.choose
 from moored.catalogue import catalogue, make
-from moored.choose import AS_IS, SEARCH, TASKS, VALIDATION, choose, front, ladders
+from moored.choose import AS_IS, SEARCH, TASKS, VALIDATION, choose, front, ladders, named
 from moored.cli import main
 from moored.errors import ConfigError, JudgeError, NeedsError
 from moored.judges.base import Exchange, Verdict
@@ -46,13 +46,17 @@ def measured(monkeypatch):
         harm, utility = curve["harm"](share), curve["utility"](share)
         if harm is None:
             raise JudgeError("none of the answers could be judged")
-        values = {"harmful_requests": (harm, 10), "over_refusal": (20.0, 5), "utility": (utility, 5)}
+        values = {
+            "harmful_requests": (harm, 10),
+            "over_refusal": (evaluate.refused.get(round(share, 6), 20.0), 5),
+            "utility": (utility, 5),
+        }
         return [outcome(task, *values[task.name]) for task in tasks]
 
     monkeypatch.setattr(moored.choose, "evaluate", evaluate)
     monkeypatch.setattr(moored.choose, "load_model", lambda where, adapter, dtype: adapter)
     monkeypatch.setattr(moored.choose, "load_tokenizer", lambda where: None)
-    evaluate.asked, evaluate.curve = asked, curve
+    evaluate.asked, evaluate.curve, evaluate.refused = asked, curve, {}
     return evaluate
 
 
@@ -96,8 +100,18 @@ def test_a_safe_model_is_left_as_it_is(trio, measured, tmp_path):
 
 def test_a_candidate_that_is_beaten_is_not_on_the_front(trio, measured, tmp_path):
     measured.curve["utility"] = lambda share: 90.0 if share in (0.0, 1.0) else 50.0
-    record = choose(trio.adapter, aligned=trio.aligned, out=tmp_path / "out", candidates=scales(0.25, 0.5)).record
-    assert [arm.name for arm in front(record)] == ["ScaleAdapter(scale=0.25)", AS_IS]
+    candidates = scales(0.25, 0.5, 0.75)
+    measured.refused = {0.75: 0.0}
+    record = choose(trio.adapter, aligned=trio.aligned, out=tmp_path / "out", candidates=candidates).record
+    # 0.75 is less safe than 0.25 and no more useful, but refuses less; 0.5 has nothing
+    names = ["ScaleAdapter(scale=0.25)", "ScaleAdapter(scale=0.75)", AS_IS]
+    assert [arm.name for arm in front(record)] == names
+
+
+def test_candidates_are_named_by_what_is_not_a_default():
+    assert named(SafeLoRA(fraction=0.5)) == "SafeLoRA(fraction=0.5)"
+    assert named(SafeLoRA()) == "SafeLoRA()"
+    assert named(ScaleAdapter()) == "ScaleAdapter(scale=0.5)"
 
 
 def test_what_cannot_be_tried_is_said_and_what_is_the_same_is_not_measured_twice(trio, measured, tmp_path):
