@@ -65,3 +65,12 @@ def test_what_fits_nothing_is_refused(tree: dict[str, Any], change: dict[str, An
     with pytest.raises(ConfigError) as caught:
         spread(Recipe.parse({**tree, **change}))
     assert said in str(caught.value)
+
+
+def test_axes_of_other_methods_cost_nothing() -> None:
+    recipe = Recipe.load("repairs")
+    assert len(recipe.grid) > 12  # the product of all their values has millions of points
+    arms = spread(recipe)
+    assert {arm.arm for arm in arms} == set(recipe.arms)
+    assert [arm.point for arm in arms if arm.arm == "resta"] == [{"gamma": 0.25}, {"gamma": 0.5}, {"gamma": 1.0}]
+    assert len({arm.name for arm in arms}) == len(arms)

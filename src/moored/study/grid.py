@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 from moored.errors import ConfigError, require
@@ -78,14 +77,10 @@ def _short(path: str, paths: list[str]) -> str:
 def _at_all_points(recipe: Recipe, name: str, patch: Mapping[str, Any], axes: Mapping[str, str]) -> Iterator[Arm]:
     about = {key: str(patch[key]) for key in ("title", "note") if patch.get(key)}
     tree = merge(recipe.line(), {key: value for key, value in patch.items() if key not in ("title", "note")})
-    for values in product(*recipe.grid.values()):
-        here, point = tree, {}
-        for path, value in zip(recipe.grid, values, strict=True):
-            try:
-                here = assign(here, path, value, open_keys=open_keys())
-            except NoSuchPath:
-                continue
-            point[axes[path]] = value
+    points: list[tuple[Mapping[str, Any], dict[str, Any]]] = [(tree, {})]
+    for path, values in recipe.grid.items():
+        points = [after for before in points for after in _along(before, path, axes[path], values)]
+    for here, point in points:
         label = ",".join(f"{axis}={value}" for axis, value in point.items())
         yield Arm(
             name=f"{name}@{label}" if label else name,
@@ -95,6 +90,17 @@ def _at_all_points(recipe: Recipe, name: str, patch: Mapping[str, Any], axes: Ma
             point=point,
             line=validated(Line, here, f"arm {name!r}"),
         )
+
+
+def _along(
+    before: tuple[Mapping[str, Any], dict[str, Any]], path: str, axis: str, values: Sequence[Any]
+) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """A point at every value of an axis; the point alone if the axis leads nowhere from there."""
+    tree, point = before
+    try:
+        return [(assign(tree, path, value, open_keys=open_keys()), {**point, axis: value}) for value in values]
+    except NoSuchPath:
+        return [before]
 
 
 def _complain(recipe: Recipe, path: str) -> None:
