@@ -210,7 +210,7 @@ class _Search:
             methods=[] if name == AS_IS else [type(method).__name__],
             baseline=not method.info.arxiv and name != AS_IS,
             seconds=report.seconds,
-            repairs=[repaired(report.record())],
+            repairs=[] if name == AS_IS else [repaired(report.record())],
             **measured,
         )
         self.arms.append(arm)
@@ -231,7 +231,7 @@ class _Search:
         if self.best is None:
             raise JudgeError("the answers of no candidate could be judged, not of the tuned model as it is either")
         rank, arm, report, folder = self.best
-        record, back = self._record(), rank[0] == 0.0
+        record, back = self._record(arm), rank[0] == 0.0
         said = _said(record, arm, back)
         report = replace(report, out=str(out), notes=(*report.notes, said))
         report.save(folder)
@@ -253,7 +253,7 @@ class _Search:
             "examples": examples(first, refusals=task.judge.judges == "refused"),
         }
 
-    def _record(self) -> Record:
+    def _record(self, chosen: Arm) -> Record:
         return Record(
             name="search",
             title=f"Repairs of {self.tuned.name}, on validation prompts",
@@ -264,7 +264,7 @@ class _Search:
             machine=machine(SERVED),
             tasks=[column(task) for task in self.tasks],
             inputs={f"prompts of {task.name}": fingerprint(task.rows()) for task in self.tasks},
-            arms=self.arms,
+            arms=[arm.model_copy(update={"note": "chosen"}) if arm is chosen else arm for arm in self.arms],
             warnings=[f"{name} was left out: {why}" for name, why in self.left_out.items()],
         )
 

@@ -82,6 +82,8 @@ def test_the_most_useful_of_the_safe_ones_is_written(trio, measured, tmp_path):
         *(f"ScaleAdapter(scale={s})" for s in (0.25, 0.3, 0.5)),
     ]
     assert [arm.name for arm in front(record)] == [*(arm.name for arm in record.arms[2:]), AS_IS]
+    assert [arm.name for arm in record.arms if arm.note == "chosen"] == ["ScaleAdapter(scale=0.3)"]
+    assert [len(arm.repairs) for arm in record.arms] == [0, 0, 1, 1, 1]
     assert digests(trio.adapter) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "same"]
 
@@ -166,7 +168,8 @@ def test_the_command(trio, measured, tmp_path, capsys, least, code):
     measured.curve["harm"] = lambda share: least + 40 * share**2 if share else 0.0
     words = ["repair", str(trio.adapter), "--aligned", str(trio.aligned), "--method", "auto", "--n", "8"]
     words += ["--try", "scale_adapter", "--try", "drop-modules"]
-    assert main([*words, "--out", str(tmp_path / "out")]) == code
+    assert main([*words, "--out", str(tmp_path / "out"), "--html", str(tmp_path / "search.html")]) == code
+    assert "ScaleAdapter(scale=0.25)" in (tmp_path / "search.html").read_text()
     said = capsys.readouterr().out
     assert "Aligned model" in said
     assert "as it is" in said

@@ -13,6 +13,7 @@ import typer
 from moored.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
+    from moored.choose import Choice
     from moored.repairs.report import RepairReport
 
 UNCHANGED = 3
@@ -79,6 +80,9 @@ def repair(
             "--data", metavar="TASK=FILE", help="With auto: own validation prompts for a task; repeatable. See `audit`."
         ),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="With auto: write a report on everything that was tried here.")
+    ] = None,
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Exit with 0 even if nothing was changed.")
     ] = False,
@@ -103,9 +107,14 @@ def repair(
     if chosen is None:
         if given:
             raise ConfigError("--set is for one method; with --method auto, say what to try by --try")
-        return _search(tuned, inputs, tries or [], n, data or [], allow_unchanged)
-    if tries or data:
-        raise ConfigError("--try and --data are for --method auto")
+        found = _search(tuned, inputs, tries or [], n, data or [])
+        if html is not None:
+            from moored.report.html import write_report
+
+            typer.echo(f"written: {write_report(found.record, html)}")
+        return _code(found.report, tuned, allow_unchanged) or (0 if found.back else UNSAFE)
+    if tries or data or html:
+        raise ConfigError("--try, --data and --html are for --method auto")
 
     from moored.repairs.engine import repair as run
 
@@ -115,9 +124,7 @@ def repair(
     return _code(report, tuned, allow_unchanged)
 
 
-def _search(
-    tuned: str, inputs: dict[str, Any], tries: list[str], n: int, data: list[str], allow_unchanged: bool
-) -> int:
+def _search(tuned: str, inputs: dict[str, Any], tries: list[str], n: int, data: list[str]) -> Choice:
     """Try many repairs; write and show what the rule takes."""
     from rich.console import Console
 
@@ -142,7 +149,7 @@ def _search(
     for warning in record.warnings:
         typer.echo(f"note: {warning}", err=True)
     typer.echo(_summary(found.report))
-    return _code(found.report, tuned, allow_unchanged) or (0 if found.back else UNSAFE)
+    return found
 
 
 @contextmanager
