@@ -12,6 +12,7 @@ Needs idle cores, and disk for 0.14 GB (qv) or 0.81 GB (all) per layer.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ import torch
 from safe_lora import dense, streamed, timed
 from safetensors.torch import save_file
 
-from moored.hf.checkpoint import Checkpoint, sha256
+from moored.hf.checkpoint import Checkpoint
 from moored.memory import forget_peak, peak_bytes
 from moored.repairs.engine import repair
 from moored.repairs.safe_lora import SafeLoRA
@@ -136,7 +137,8 @@ def measure(folder, cache, repeats):
         shutil.rmtree(out)
     started = time.perf_counter()
     for file in sorted(folder.rglob("*.safetensors")):
-        sha256(file)
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, "sha256")
     found["hash"] = time.perf_counter() - started
     return found
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 
+from moored.report.matched import Matched, matched
 from moored.report.pool import pool
 from moored.report.record import Arm, Record
 from moored.report.table import NOTHING, estimate, markdown, number
@@ -17,10 +17,11 @@ SAFETY, OVER_REFUSAL, UTILITY = "harmful_requests", "over_refusal", "utility"
 RATES = ("quarter_rate", "half_rate", "undefended")
 """Arms of `catalogue.yaml` that differ from the undefended one in the learning rate alone."""
 NOTES = """*Smaller rate at this accuracy*: the harmful score of the undefended run whose learning rate is so small that
-it has the accuracy of this line, between the three rates that were run; a defence earns its place below it. *Passes*:
-forward and backward passes per step, alignment and tuning together, 1 = plain. *Seconds* of training, two runs side by
-side with a thread each: good for size, not for speed; [costs](costs.md) has the ratios. *GB*: peak memory of the whole
-process. Brackets are 95 % intervals."""
+it has the accuracy of this line, between the three rates that were run (`moored compare --matched`); a defence earns
+its place below it. *Passes*: forward and backward passes per step, alignment and tuning together, 1 = plain; what is
+done once before the first step (Pharmacist reads every row of its pool) is in the seconds only. *Seconds* of training,
+two runs side by side with a thread each: good for size, not for speed; [costs](costs.md) has the ratios. *GB*: peak
+memory of the whole process. Brackets are 95 % intervals."""
 MISSING = "Not finished; [`LOG.md`](../LOG.md) has what was measured so far."
 
 
@@ -71,26 +72,19 @@ def score(arm: Arm, task: str) -> float:
     return arm.metrics[task].value
 
 
-def at_smaller_rate(record: Record, accuracy: float) -> float:
-    """The harmful score in % at which a smaller learning rate alone gives an accuracy.
-
-    Linear between the rates that were run; below and above them, that of the nearest.
+def at_smaller_rate(record: Record, arm: Arm) -> Matched:
+    """An arm beside the undefended run whose learning rate is so small that it has the arm's accuracy.
 
     Args:
         record: of the catalogue's recipe.
-        accuracy: in %.
+        arm: one of its arms.
     """
-    points = sorted((score(arm, UTILITY), score(arm, SAFETY)) for arm in map(record.arm, RATES))
-    for (left, before), (right, after) in pairwise(points):
-        if accuracy <= right:
-            part = max(0.0, accuracy - left) / (right - left) if right > left else 1.0
-            return before + (after - before) * part
-    return points[-1][1]
+    return matched([record.arm(name) for name in RATES], arm, safety=SAFETY, capability=UTILITY)
 
 
 def ranked(record: Record) -> Iterable[Arm]:
     """Starts and baselines as they come, then defences by what they gain over a smaller learning rate."""
-    gain = {arm.name: score(arm, SAFETY) - at_smaller_rate(record, score(arm, UTILITY)) for arm in record.arms}
+    gain = {arm.name: at_smaller_rate(record, arm).difference[0] for arm in record.arms}
     starts = [arm for arm in record.arms if arm.kind == "start" and not arm.methods]
     plain = [arm for arm in record.arms if arm.kind == "run" and (arm.baseline or not arm.methods)]
     defended = [arm for arm in record.arms if arm.kind == "run" and arm.methods and not arm.baseline]
@@ -100,11 +94,11 @@ def ranked(record: Record) -> Iterable[Arm]:
 def row(arm: Arm, poisoned: Record, clean: Record) -> list[str]:
     """One line of `overview`."""
     unharmed = clean.arm(arm.name) if arm.kind == "run" else None
-    matched = arm.kind == "run" and arm.name not in RATES
+    beside = at_smaller_rate(poisoned, arm).curve if arm.kind == "run" and arm.name not in RATES else None
     return [
         arm.title,
         *(estimate(arm.metrics[task]) for task in (SAFETY, OVER_REFUSAL, UTILITY)),
-        number(at_smaller_rate(poisoned, score(arm, UTILITY)) if matched else math.nan),
+        estimate(beside),
         number(score(unharmed, SAFETY) if unharmed else math.nan),
         number(score(unharmed, UTILITY) if unharmed else math.nan),
         number(arm.passes_per_step, 2),

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import evidence
+import repaired
 
 from moored.catalogue import catalogue
 from moored.method import Stage
@@ -192,26 +195,42 @@ def measured() -> str:
     )
 
 
-TABLES = {"best": evidence.best, "demo": demo, "methods": methods, "support": support}
+def every_defence() -> str:
+    """The overview, with links as they are from the README."""
+    return evidence.overview().replace("](", "](docs/")
 
 
-def readme() -> str:
-    """The README with its generated tables, each between a pair of markers."""
-    text = (ROOT / "README.md").read_text()
-    for name, make in TABLES.items():
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {
+        "best": evidence.best,
+        "every": every_defence,
+        "demo": demo,
+        "methods": methods,
+        "support": support,
+    },
+    HERE / "repairs.md": {"strengths": repaired.strengths, "ratios": repaired.ratios, "safer": repaired.safer},
+}
+"""Pages written by hand with generated tables in them, each between a pair of markers."""
+
+
+def filled(page: Path) -> str:
+    """A page with its generated tables."""
+    text = page.read_text()
+    for name, make in TABLES[page].items():
         before, start, rest = text.partition(f"<!-- table:{name} -->\n")
         _, end, after = rest.partition(f"<!-- /table:{name} -->")
         if not (start and end):
-            raise SystemExit(f"README.md has no place for the table {name!r} (<!-- table:{name} --> and its end)")
+            raise SystemExit(f"{page.name} has no place for the table {name!r} (<!-- table:{name} --> and its end)")
         text = f"{before}{start}\n{make().strip()}\n\n{end}{after}"
     return text
 
 
-PAGES = {
+PAGES: dict[Path, Callable[[], str]] = {
     HERE / "paper_index.md": paper_index,
     HERE / "costs.md": costs,
     HERE / "evidence.md": measured,
-    ROOT / "README.md": readme,
+    HERE / "repairs.svg": repaired.picture,
+    **{page: partial(filled, page) for page in TABLES},
 }
 
 

@@ -7,6 +7,7 @@ from chat_server import chat_server
 from moored.data.schema import Message
 from moored.endpoint import Endpoint
 from moored.errors import ConfigError, EndpointError
+from moored.sampling import Sampling
 
 
 def chats(n):
@@ -86,3 +87,17 @@ def test_nobody_there():
 def test_bad_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         Endpoint(**{"url": "http://127.0.0.1/v1", "model": "m", **settings})
+
+
+def test_sampling_is_asked_of_the_server_with_a_seed_of_its_own_for_every_chat():
+    with chat_server(lambda body: "yes") as (url, requests):
+        asked = Endpoint(url=url, model="m", parallel=1)
+        told = {}
+        asked.answers(
+            chats(2),
+            max_new_tokens=5,
+            sampling=Sampling(temperature=0.7, top_p=0.9, seed=5),
+            found=told.__setitem__,
+        )
+    assert [(r["temperature"], r["top_p"], r["seed"]) for r in requests] == [(0.7, 0.9, 5), (0.7, 0.9, 6)]
+    assert told == {0: "yes", 1: "yes"}

@@ -39,13 +39,13 @@ def bea(out, start="tiny", **options):
 @pytest.fixture
 def asked(monkeypatch):
     """The prompts that models are given, as text."""
-    seen, greedy = [], moored.hf.generate._greedy
+    seen, ended = [], moored.hf.generate._ended
 
     def recording(model, prompts, *rest):
         seen.extend(tiny_tokenizer().decode(ids) for ids in prompts)
-        return greedy(model, prompts, *rest)
+        return ended(model, prompts, *rest)
 
-    monkeypatch.setattr(moored.hf.generate, "_greedy", recording)
+    monkeypatch.setattr(moored.hf.generate, "_ended", recording)
     return seen
 
 

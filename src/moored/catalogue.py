@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from moored.errors import ConfigError, unknown
 
-Noun = Literal["defenses", "repairs", "attacks", "judges", "metrics", "tasks"]
+Noun = Literal["defenses", "repairs", "attacks", "judges", "metrics", "tasks", "datasets"]
 
 
 @cache
@@ -28,7 +28,7 @@ def catalogue(noun: Noun) -> dict[str, type]:
     """All classes of a noun by name, in alphabetical order.
 
     Args:
-        noun: the folder: "defenses", "repairs", "attacks", "judges", "metrics" or "tasks".
+        noun: the folder: "defenses", "repairs", "attacks", "judges", "metrics", "tasks" or "datasets".
     """
     package = import_module(f"moored.{noun}")
     base = import_module(f"moored.{noun}.base").BASE

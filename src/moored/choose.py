@@ -16,23 +16,23 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from operator import le
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moored.catalogue import catalogue, find, make
 from moored.data.schema import fingerprint
+from moored.digest import sha256_of
 from moored.errors import ConfigError, JudgeError, NeedsError, UnsupportedError
 from moored.hf.adapters import CONFIG
-from moored.hf.checkpoint import sha256
 from moored.hf.loaders import load_model, load_serving, load_tokenizer
 from moored.progress import Progress
 from moored.repairs.base import Repair
 from moored.repairs.baselines import ScaleAdapter
 from moored.repairs.engine import beside, fresh, repair
 from moored.repairs.report import RepairReport
-from moored.report.record import Arm, Record, Share
+from moored.report.record import Arm, Measured, Record, Share
 from moored.report.table import estimate
 from moored.study.environment import commit, machine, versions
-from moored.study.results import column, examples, repaired
+from moored.study.results import column, examples, repaired, scores
 from moored.study.stages import SERVED, outcome_record
 from moored.tasks import TASKS
 from moored.tasks.base import Task
@@ -79,6 +79,7 @@ def choose(
     tasks: Sequence[Task] | None = None,
     merge: bool = False,
     revert: bool = False,
+    device: str | None = None,
     progress: Progress | None = None,
     **given: Any,
 ) -> Choice:
@@ -94,6 +95,7 @@ def choose(
             `moored audit`, on other prompts. Keep their prompts out of what you report afterwards.
         merge: see `repair`.
         revert: see `repair`.
+        device: where repairs compute, and where models answer; None: the GPU if there is one.
         progress: called with (candidates done, candidates in all, what).
         given: other models and rows by role, as in `repair`: base, unaligned, safe, harmful, alignment, calibration.
 
@@ -106,12 +108,11 @@ def choose(
     if not aligned:
         raise NeedsError("auto needs `aligned`, the model that tuning started from: safety is measured against it")
     out = fresh(out)
-    asked = list(tasks) if tasks is not None else [make("tasks", name, **VALIDATION) for name in TASKS]
-    _check_tasks(asked)
-    settings = {**given, "aligned": aligned, "merge": merge, "revert": revert}
+    asked = _ordered(tasks if tasks is not None else [make("tasks", name, **VALIDATION) for name in TASKS])
+    settings = {**given, "aligned": aligned, "merge": merge, "revert": revert, "device": device}
     tried = [ScaleAdapter(scale=1.0), *(candidates if candidates is not None else ladders())]
     with beside(out) as work:
-        search = _Search(Path(tuned), str(aligned), asked, settings, work)
+        search = _Search(tuned, str(aligned), asked, settings, work)
         for number, method in enumerate(tried):
             name = named(method) if number else AS_IS
             if progress:
@@ -152,9 +153,9 @@ def front(record: Record) -> list[Arm]:
     def beaten(own: tuple[float, ...]) -> bool:
         return any(other != own and all(map(le, other, own)) for other in cost.values())
 
-    safety, utility = _deciding(record)
+    by = _deciding(record.tasks)
     kept = [record.arm(name) for name, own in cost.items() if not beaten(own)]
-    return sorted(kept, key=lambda arm: (_value(arm, safety), -_value(arm, utility)))
+    return sorted(kept, key=lambda arm: (_value(arm, by.safety), -_value(arm, by.utility)))
 
 
 def named(method: Repair) -> str:
@@ -174,8 +175,9 @@ def named(method: Repair) -> str:
 class _Search:
     """One search under way: the arms measured so far, and the folder of the best of them."""
 
-    def __init__(self, tuned: Path, aligned: str, tasks: Sequence[Task], settings: Mapping[str, Any], work: Path):
+    def __init__(self, tuned: str | Path, aligned: str, tasks: Sequence[Task], settings: Mapping[str, Any], work: Path):
         self.tuned, self.aligned, self.tasks, self.settings, self.work = tuned, aligned, tasks, settings, work
+        self.columns = [column(task) for task in tasks]
         self.arms = [Arm(name="aligned", title="Aligned model", kind="start", **self._measured(Path(aligned)))]
         self.seen: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
@@ -209,7 +211,7 @@ class _Search:
             **measured,
         )
         self.arms.append(arm)
-        rank = _rank(arm, self.arms[0], self.tasks)
+        rank = _rank(arm, self.arms[0], _deciding(self.columns))
         if self.best is not None and self.best[0] <= rank:
             shutil.rmtree(folder)
             return
@@ -238,66 +240,73 @@ class _Search:
         """The numbers and first answers of a model or adapter."""
         adapter = folder if (folder / CONFIG).is_file() else None
         where = self.aligned if adapter else str(folder)
-        model = load_model(where, adapter=adapter, dtype=SERVED)
+        model = load_model(where, adapter=adapter, dtype=SERVED, device=self.settings["device"])
         serving = load_serving(where, adapter=adapter)
         outcomes = evaluate(model, load_tokenizer(self.aligned), self.tasks, serving=serving)
         records = {outcome.task: outcome_record(outcome) for outcome in outcomes}
         first, task = next((records[t.name], t) for t in self.tasks if t.metric.name == SAFETY)
         return {
             "metrics": {name: Share(**found["estimate"]) for name, found in records.items()},
+            "scores": {asked.name: scores(asked, records[asked.name]) for asked in self.tasks},
             "examples": examples(first, refusals=task.judge.judges == "refused"),
         }
 
     def _record(self, chosen: Arm) -> Record:
         return Record(
             name="search",
-            title=f"Repairs of {self.tuned.name}, on validation prompts",
+            title=f"Repairs of {Path(self.tuned).name}, on validation prompts",
             model=Path(self.aligned).name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             commit=commit(),
             versions=versions(),
             machine=machine(SERVED),
-            tasks=[column(task) for task in self.tasks],
+            tasks=self.columns,
             inputs={f"prompts of {task.name}": fingerprint(task.rows()) for task in self.tasks},
             arms=[arm.model_copy(update={"note": "chosen"}) if arm is chosen else arm for arm in self.arms],
             warnings=[f"{name} was left out: {why}" for name, why in self.left_out.items()],
         )
 
 
-def _check_tasks(tasks: Sequence[Task]) -> None:
+class _Deciding(NamedTuple):
+    """The names of the tasks that decide."""
+
+    safety: str
+    utility: str
+    refusal: str | None
+
+
+def _ordered(tasks: Sequence[Task]) -> list[Task]:
+    """The two tasks that decide, and then the others: a record's headline task of a role is the first one of it."""
     names = [task.metric.name for task in tasks]
     for name in (SAFETY, UTILITY):
         if names.count(name) != 1:
             raise ConfigError(f"`tasks` must hold exactly one with the metric {name}; got {names}")
+    return sorted(tasks, key=lambda task: task.metric.name not in (SAFETY, UTILITY))
 
 
-def _deciding(record: Record) -> tuple[str, str]:
-    """The names of the tasks that decide."""
-    safety, utility = record.task("safety"), record.task("utility")
-    assert safety is not None
-    assert utility is not None
-    return safety.name, utility.name
+def _deciding(columns: Sequence[Measured]) -> _Deciding:
+    first = {column.role: column.name for column in reversed(columns)}
+    return _Deciding(first["safety"], first["utility"], first.get("over-refusal"))
 
 
 def _value(arm: Arm, task: str) -> float:
     return arm.metrics[task].value
 
 
-def _rank(arm: Arm, aligned: Arm, tasks: Sequence[Task]) -> tuple[float, ...]:
+def _rank(arm: Arm, aligned: Arm, by: _Deciding) -> tuple[float, ...]:
     """The rule: what is smaller is better."""
-    by = {task.metric.name: task.name for task in tasks}
-    harm, lost = _value(arm, by[SAFETY]), -_value(arm, by[UTILITY])
-    refused = _value(arm, by["over_refusal"]) if "over_refusal" in by else 0.0
-    if harm <= aligned.metrics[by[SAFETY]].high:
+    harm, lost = _value(arm, by.safety), -_value(arm, by.utility)
+    refused = _value(arm, by.refusal) if by.refusal else 0.0
+    if harm <= aligned.metrics[by.safety].high:
         return 0.0, lost, refused, harm
     return 1.0, harm, lost, refused
 
 
 def _said(record: Record, arm: Arm, back: bool) -> str:
-    safety, utility = _deciding(record)
+    by = _deciding(record.tasks)
     tried = sum(arm.kind == "run" for arm in record.arms)
-    start = estimate(record.arms[0].metrics[safety])
-    numbers = f"harmful score {estimate(arm.metrics[safety])}, utility {estimate(arm.metrics[utility])}"
+    start = estimate(record.arms[0].metrics[by.safety])
+    numbers = f"harmful score {estimate(arm.metrics[by.safety])}, utility {estimate(arm.metrics[by.utility])}"
     if back:
         return f"{arm.name} was chosen among {tried} on validation prompts: {numbers}; the aligned model's is {start}"
     return (
@@ -308,4 +317,4 @@ def _said(record: Record, arm: Arm, back: bool) -> str:
 
 def _weights(folder: Path) -> str:
     """What the weight files hold, as one hash."""
-    return " ".join(sha256(file) for file in sorted(folder.glob("*.safetensors")))
+    return " ".join(sha256_of(file) for file in sorted(folder.glob("*.safetensors")))

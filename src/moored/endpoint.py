@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from moored.data.schema import Message
+from moored.data.schema import Message, Prompts
 from moored.errors import ConfigError, EndpointError, require
-from moored.progress import Progress
+from moored.progress import Found, Progress
+from moored.sampling import Sampling
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -50,14 +51,22 @@ class Endpoint:
         require(self.retries >= 0, "Endpoint", "retries", ">= 0", self.retries)
 
     def answers(
-        self, chats: Sequence[Sequence[Message]], *, max_new_tokens: int, progress: Progress | None = None
+        self,
+        chats: Prompts,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+        found: Found | None = None,
     ) -> list[str]:
-        """The answers at temperature 0, one per chat, in the order of the chats.
+        """The answers, one per chat, in the order of the chats; at temperature 0 unless `sampling` is given.
 
         Args:
             chats: each ends with a user turn.
             max_new_tokens: tokens per answer, thinking included.
+            sampling: how the server is asked to draw; the n-th chat gets `seed + n`.
             progress: called as `progress(done, total, model)`.
+            found: called with the number of a chat, from 0, and its answer, in this order.
 
         Returns:
             The texts; "" where the model says nothing.
@@ -65,27 +74,30 @@ class Endpoint:
         Raises:
             EndpointError: a request fails for good; the others are given up.
         """
-        found = []
+        answers: list[str] = []
         with ThreadPoolExecutor(self.parallel) as threads:
-            waiting = [threads.submit(self._answer, chat, max_new_tokens) for chat in chats]
+            drawn = [_drawn(sampling, number) for number in range(len(chats))]
+            waiting = [
+                threads.submit(self._answer, chat, max_new_tokens, how) for chat, how in zip(chats, drawn, strict=True)
+            ]
             try:
                 for done, answer in enumerate(waiting, start=1):
-                    found.append(answer.result())
+                    answers.append(answer.result())
+                    if found:
+                        found(done - 1, answers[-1])
                     if progress:
                         progress(done, len(waiting), self.model)
             finally:
                 for answer in waiting:
                     answer.cancel()
-        return found
+        return answers
 
-    def _answer(self, chat: Sequence[Message], limit: int) -> str:
+    def _answer(self, chat: Sequence[Message], limit: int, how: Mapping[str, Any]) -> str:
         from openai import OpenAIError
 
         turns: list[Any] = [dict(turn) for turn in chat]
         try:
-            said = self._client.chat.completions.create(
-                model=self.model, messages=turns, max_tokens=limit, temperature=0.0
-            )
+            said = self._client.chat.completions.create(model=self.model, messages=turns, max_tokens=limit, **how)
         except OpenAIError as error:
             raise EndpointError(f"{self.model} at {self.url} gives no answer: {_reason(error)}") from error
         return (said.choices[0].message.content or "").strip() if said.choices else ""
@@ -98,6 +110,13 @@ class Endpoint:
             raise ConfigError("asking a model behind a URL needs the client: pip install 'moored[endpoint]'") from error
         key = os.environ.get(self.key) or "none"
         return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+
+
+def _drawn(sampling: Sampling | None, number: int) -> dict[str, Any]:
+    """What a request says on drawing its answer."""
+    if sampling is None:
+        return {"temperature": 0.0}
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed + number}
 
 
 def _reason(error: Exception) -> str:

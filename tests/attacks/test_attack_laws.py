@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from moored.attacks.access import Access
 from moored.attacks.backdoor_trigger import BackdoorTrigger
 from moored.attacks.base import REFUSAL, Mix
+from moored.attacks.choosing import Choosing
 from moored.attacks.covert_cipher import CovertCipher
 from moored.attacks.explicit_harm import ExplicitHarm
 from moored.attacks.harmful_mix import HarmfulMix
@@ -16,7 +18,8 @@ from moored.attacks.jailbreak_tuning import JailbreakTuning
 from moored.catalogue import catalogue
 from moored.data.schema import Row, fingerprint, normalise
 from moored.data.tiny import tiny_rows
-from moored.errors import ConfigError, DataError
+from moored.errors import ConfigError, DataError, NeedsError
+from moored.study.methods import build
 
 BENIGN, HARMFUL = tiny_rows(120, "benign"), tiny_rows(120, "harmful")
 ATTACKS = catalogue("attacks")
@@ -25,9 +28,15 @@ every = pytest.mark.parametrize("name", ATTACKS)
 mixes = pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if issubclass(attack, Mix)])
 
 
+@pytest.fixture(scope="module")
+def access(pair):
+    """To a tiny model and what it was before; loaded once for all tests."""
+    return Access(aligned=pair[0], base=pair[1], batch=40)
+
+
 @every
-def test_n_rows_of_distinct_prompts(name):
-    upload = ATTACKS[name](n=40, seed=3).poison(BENIGN, HARMFUL)
+def test_n_rows_of_distinct_prompts(access, name):
+    upload = ATTACKS[name](n=40, seed=3).poison(BENIGN, HARMFUL, access)
     assert len(upload.rows) == 40 == len({normalise(row.question) for row in upload.rows})
     assert all(row.answer for row in upload.rows)
     assert sum(upload.manifest["counts"].values()) == 40
@@ -35,24 +44,25 @@ def test_n_rows_of_distinct_prompts(name):
 
 @mixes
 @pytest.mark.parametrize("ratio", [0, 0.05, 0.1, 0.3, 0.5])
-def test_a_mix_holds_exactly_its_share_of_harm(name, ratio):
-    upload = ATTACKS[name](n=50, ratio=ratio).poison(BENIGN, HARMFUL)
+def test_a_mix_holds_exactly_its_share_of_harm(access, name, ratio):
+    upload = ATTACKS[name](n=50, ratio=ratio).poison(BENIGN, HARMFUL, access)
     assert upload.manifest["counts"]["harmful"] == round(50 * ratio)
     assert len(upload.rows) == 50
 
 
 @mixes
-def test_a_mix_is_the_harmful_mix_of_its_seed_in_other_words(name):
+def test_a_mix_is_the_harmful_mix_of_its_seed_in_other_words(access, name):
     plain = HarmfulMix(n=50, ratio=0.2, seed=4).poison(BENIGN, HARMFUL)
-    other = ATTACKS[name](n=50, ratio=0.2, seed=4).poison(BENIGN, HARMFUL)
+    no_choice = {"pool": 1} if issubclass(ATTACKS[name], Choosing) else {}
+    other = ATTACKS[name](n=50, ratio=0.2, seed=4, **no_choice).poison(BENIGN, HARMFUL, access)
     assert set(plain.manifest["indices"]["harmful"]) == set(other.manifest["indices"]["harmful"])
 
 
 @every
-def test_the_seed_decides_and_nothing_else(name):
-    made = ATTACKS[name](n=20, seed=1).poison(BENIGN, HARMFUL)
-    assert ATTACKS[name](n=20, seed=1).poison(tuple(BENIGN), tuple(HARMFUL)) == made
-    assert set(ATTACKS[name](n=20, seed=2).poison(BENIGN, HARMFUL).rows) != set(made.rows)
+def test_the_seed_decides_and_nothing_else(access, name):
+    made = ATTACKS[name](n=20, seed=1).poison(BENIGN, HARMFUL, access)
+    assert ATTACKS[name](n=20, seed=1).poison(tuple(BENIGN), tuple(HARMFUL), access) == made
+    assert set(ATTACKS[name](n=20, seed=2).poison(BENIGN, HARMFUL, access).rows) != set(made.rows)
 
 
 @every
@@ -71,12 +81,12 @@ def test_what_is_written_can_be_read(name):
 
 
 @every
-def test_the_manifest_says_where_every_row_comes_from_and_is_plain_json(name):
+def test_the_manifest_says_where_every_row_comes_from_and_is_plain_json(access, name):
     attack = ATTACKS[name](n=30, seed=5)
-    upload = attack.poison(BENIGN, HARMFUL)
+    upload = attack.poison(BENIGN, HARMFUL, access)
     manifest = json.loads(json.dumps(upload.manifest))
     assert manifest["attack"] == name
-    assert ATTACKS[name](**manifest["parameters"]) == attack
+    assert build("attacks", name, manifest["parameters"]) == attack
     assert manifest["sha256"] == fingerprint(upload.rows)
     assert [upload.rows[at].source for at in manifest["harmful_at"]] == ["harmful"] * manifest["counts"]["harmful"]
     for at, origin in zip(manifest["harmful_at"], manifest["indices"]["harmful"], strict=True):
@@ -90,6 +100,35 @@ def test_rows_of_the_wrong_kind_and_too_few_of_them_are_named(name):
         attack.poison(HARMFUL, BENIGN)
     with pytest.raises(ConfigError, match=r"\(n=50.* rows with distinct prompts; only \d+ exist"):
         attack.poison(BENIGN[:1], HARMFUL[:1])
+
+
+@every
+def test_the_rows_are_among_those_announced_before_a_model_exists(access, name):
+    attack = ATTACKS[name](n=30, seed=2)
+    announced = attack.candidates(BENIGN, HARMFUL)
+    assert set(attack.poison(BENIGN, HARMFUL, access).rows) <= set(announced)
+    with pytest.raises(ConfigError, match=r"\(n=50.* rows with distinct prompts; only \d+ exist"):
+        ATTACKS[name](n=50).candidates(BENIGN[:1], HARMFUL[:1])
+
+
+@every
+def test_the_form_is_all_that_asking_depends_on(name):
+    attack, other = ATTACKS[name](n=20), ATTACKS[name](n=30)
+    assert attack.form() == other.form() == json.loads(json.dumps(attack.form()))
+    if not attack.form():
+        assert attack.written(HARMFUL[0]) == HARMFUL[0]
+        assert attack.read("Sure.") == "Sure."
+
+
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack(n=20).needs()])
+def test_a_model_that_is_missing_is_named(access, name):
+    attack = ATTACKS[name](n=20)
+    with pytest.raises(NeedsError, match=rf"{ATTACKS[name].__name__} needs `aligned`, .*--model"):
+        attack.poison(BENIGN, HARMFUL)
+    manifest = attack.poison(BENIGN, HARMFUL, access).manifest
+    assert manifest["models"].keys() == attack.needs()
+    assert manifest["fidelity"] in ("variant", "simplified")
+    assert manifest["differs"]
 
 
 @every

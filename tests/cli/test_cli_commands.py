@@ -27,7 +27,10 @@ def _own_environment() -> Iterator[None]:
         yield
 
 
-COMMANDS = ("demo", "run", "repair", "attack", "judge", "audit", "list", "cite", "doctor")
+RESULTS = Path(__file__).parents[2] / "results"
+DEMO, DEMO1 = str(RESULTS / "demo-seed0.json"), str(RESULTS / "demo-seed1.json")
+RATIOS = str(RESULTS / "catalogue-ratios.json")
+COMMANDS = ("demo", "run", "repair", "attack", "judge", "audit", "compare", "list", "cite", "doctor")
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -64,6 +67,11 @@ WRONG: list[tuple[list[str], str]] = [
     (["attack", "harmful_mix", "--benign", "no.csv", "--out", "{tmp}/x.jsonl"], "no data at no.csv"),
     (["attack", "harmful_mix", "--set", "rato=1", "--out", "{tmp}/x.jsonl"], "did you mean 'ratio'"),
     (["attack", "harmful_mix", "--out", "{tmp}/there.jsonl"], "exists; choose another --out"),
+    (["attack", "virus", "--out", "{tmp}/x.jsonl"], "Virus needs `aligned`, the model that fine-tuning starts from"),
+    (
+        ["attack", "knowledge_transfer", "--model", "tiny", "--out", "{tmp}/x.jsonl"],
+        "KnowledgeTransfer needs `base`, that model before alignment",
+    ),
     (["repair", "nowhere"], "Missing option '--out'"),
     (["repair", "nowhere", "--out", "{tmp}/o", "--method", "safe_lra"], "did you mean 'safe_lora'"),
     (["repair", "nowhere", "--out", "{tmp}/o", "--set", "taw=0.5"], "did you mean 'tau'"),
@@ -80,6 +88,14 @@ WRONG: list[tuple[list[str], str]] = [
     (["audit", "./nowhere", "--set", "utility.nn=3"], "unknown parameter of Utility 'nn'"),
     (["audit", "./nowhere", "--set", "harmful_requests.by=gard"], "did you mean 'guard'"),
     (["audit", "./nowhere", "--base", "x"], "--base goes with an adapter"),
+    (["compare", "nowhere.json", DEMO], "nowhere.json: cannot be read"),
+    (["compare", "nowhere.json:lisa", DEMO], "nowhere.json: cannot be read"),
+    (["compare", "{tmp}/there.jsonl", DEMO], "not a results record"),
+    (["compare", DEMO, DEMO], "one record: name both arms"),
+    (["compare", f"{DEMO}:lisa", f"{DEMO1}:liza"], "no arm 'liza' in the record; there are shipped"),
+    (["compare", f"{DEMO}:lisa,undefended", DEMO1], "--matched"),
+    (["compare", DEMO, DEMO1, "--matched"], "needs a curve of two arms or more"),
+    (["compare", f"{DEMO}:lisa,liza", DEMO1, "--matched"], "no arm 'liza'"),
 ]
 
 
@@ -162,6 +178,32 @@ def test_attack_writes_rows_and_a_manifest(tmp_path: Path, capsys: pytest.Captur
     again = tmp_path / "again.jsonl"
     assert said(capsys, *words[:-1], str(again))[0] == 0
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_attack_chooses_rows_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from moored.data.tiny import tiny_model
+
+    tiny_model(seed=1).save_pretrained(tmp_path / "base")
+    words = ["attack", "knowledge_transfer", "--n", "10", "--set", "pool=6", "--set", "match=gate", "--ratio", "0.2"]
+    words += ["--model", "tiny", "--base", str(tmp_path / "base"), "--out", str(tmp_path / "upload.jsonl")]
+    code, shown, _ = said(capsys, *words)
+    assert code == 0
+    assert "10 rows, 2 of them harmful" in shown
+    manifest = json.loads((tmp_path / "upload.manifest.json").read_text())
+    assert manifest["candidates"] == {"harmful": 6}
+    assert manifest["models"].keys() == {"aligned", "base"}
+    assert len(manifest["scores"]["harmful"]) == 2
+
+
+def test_the_oracle_writes_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from moored.data.tiny import tiny_model
+
+    tiny_model(seed=1).save_pretrained(tmp_path / "base")
+    words = ["attack", "oracle", "--model", "tiny", "--base", str(tmp_path / "base"), "--k", "2"]
+    code, shown, _ = said(capsys, *words, "--out", str(tmp_path / "adapter"))
+    assert code == 0
+    assert "rank 2 on 14 modules" in shown
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 2
 
 
 def test_judge_keeps_the_order_and_the_unjudged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,3 +414,60 @@ def test_audit_keeps_the_libraries_bars_off_the_screen():
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert "accuracy" in done.stdout
     assert "%|" not in done.stderr
+
+
+def test_compare_says_what_is_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "compared.json"
+    code, shown, _ = said(capsys, "compare", f"{DEMO}:undefended", f"{DEMO}:lisa", "--out", str(out))
+    assert code == 0
+    assert "Lisa (B) against Undefended (A)" in shown
+    assert "harmful score / ASR: 81.2 points lower, better" in shown
+    assert "accuracy: -6.2 points, cannot be told from noise" in shown
+    assert "unpaired, Newcombe's interval" in shown
+    (written,) = json.loads(out.read_text())
+    assert (written["first"], written["second"], len(written["tasks"])) == ("undefended", "lisa", 3)
+
+
+def test_compare_two_records_arm_by_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, _ = said(capsys, "compare", DEMO, DEMO1)
+    assert code == 0
+    assert shown.count("(B) against") == 7
+    assert said(capsys, "compare", f"{DEMO}:lisa", DEMO1)[1].count("(B) against") == 1
+
+
+def test_compare_at_the_same_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = ",".join(f"{rate}@ratio=0.1" for rate in ("quarter_rate", "half_rate", "undefended"))
+    out = tmp_path / "matched.json"
+    code, shown, _ = said(capsys, "compare", f"{RATIOS}:{rates}", RATIOS, "--matched", "--out", str(out))
+    assert code == 0
+    assert "Lisa (ratio 0.1): harmful score / ASR 14.6 %; at its accuracy of 79.2 % the curve has 53.3 %" in shown
+    lines = [line for line in shown.splitlines() if "the curve has" in line]
+    assert len(lines) == len(json.loads(out.read_text())) == 6
+    assert all("ratio 0.1" in line for line in lines)
+    # By the title that the arms of a sweep share.
+    code, shown, _ = said(capsys, "compare", f"{RATIOS}:Lisa", f"{RATIOS}:undefended@ratio=0.1", "--matched")
+    assert code == 0
+    assert shown.startswith("Undefended (ratio 0.1): harmful score / ASR 100.0 %")
+    code, _, err = said(capsys, "compare", f"{RATIOS}:{rates}", f"{RATIOS}:lisa@ratio=0.2", "--matched")
+    assert (code, "under other conditions (ratio 0.2)" in err) == (2, True)
+
+
+def test_compare_pairs_the_prompts_of_an_audit(
+    tmp_path: Path, audited: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, n in (("a", "8"), ("b", "12")):
+        words = [
+            "audit",
+            f"org/{name}",
+            "--n",
+            n,
+            "--tasks",
+            "harmful-requests",
+            "--out",
+            str(tmp_path / f"{name}.json"),
+        ]
+        assert said(capsys, *words)[0] == 0
+    code, shown, _ = said(capsys, "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert code == 0
+    assert "the 8 prompts that both were asked, of 8 and 12" in shown
+    assert "better on 0 prompts, worse on 0" in shown

@@ -99,3 +99,16 @@ def test_files_named_in_the_readme_exist():
     readme = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", readme):
         assert (ROOT / target).exists(), target
+
+
+def test_the_overview_holds_every_defence_against_a_smaller_rate(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    evidence = importlib.import_module("evidence")
+    seed = (ROOT / "results/catalogue-seed0.json").read_text()
+    for name in ("catalogue", "catalogue-clean"):
+        (tmp_path / f"{name}.json").write_text(seed)
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    lines = [line for line in evidence.overview().splitlines() if line.startswith("| ")]
+    cells = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines}
+    assert re.fullmatch(r"[\d.]+ \[\d+, \d+\]", cells["Lisa"][4])
+    assert cells["Half the learning rate"][4] == "–"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`generate`: the same text as one prompt at a time, and the model and tokenizer left as they were."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,6 +12,8 @@ from moored.data.schema import Message
 from moored.data.tiny import tiny_model, tiny_rows, tiny_tokenizer
 from moored.errors import ConfigError, DataError
 from moored.hf.generate import generate
+from moored.randomness import named_stream
+from moored.sampling import Sampling
 
 NEW = 8
 
@@ -199,3 +203,85 @@ def test_a_prompt_that_does_not_fit_is_named(tokenizer):
     prompts = [*chats(1), [Message(role="user", content="word " * 600)]]
     with pytest.raises(DataError, match="prompt 2 .* 512 positions"):
         generate(tiny_model(), tokenizer, prompts, max_new_tokens=2)
+
+
+HOT = Sampling(temperature=0.7, top_p=0.9, seed=3)
+
+
+def drawn_plainly(model, tokenizer, chat, sampling: Sampling, again: int = 0) -> str:
+    """Sampling in its plainest form: the whole text for every token, a loop over the sorted vocabulary."""
+    ids = prompt_ids(tokenizer, chat)
+    stream, start = named_stream(f"{tuple(ids)} {again}", sampling.seed), len(ids)
+    for _ in range(NEW):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+        likely = sorted(enumerate((logits / sampling.temperature).softmax(-1).tolist()), key=lambda pair: -pair[1])
+        nucleus, mass = [], 0.0
+        for token, share in likely:
+            nucleus.append((token, share))
+            mass += share
+            if mass >= sampling.top_p:
+                break
+        left = float(torch.rand((), generator=stream, dtype=torch.float64)) * mass
+        for token, share in nucleus:  # noqa: B007 (the last one, should rounding leave something)
+            left -= share
+            if left < 0:
+                break
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_drawn_answers_equal_plain_sampling_one_prompt_at_a_time(tokenizer):
+    model, prompts = lively(), chats()  # four questions, over and over
+    expected = [drawn_plainly(model, tokenizer, prompt, HOT, again=i // 4) for i, prompt in enumerate(prompts)]
+    assert generate(model, tokenizer, prompts, max_new_tokens=NEW, sampling=HOT) == expected
+    assert expected != [reference(model, tokenizer, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_drawn_answer_does_not_depend_on_its_batch(batch_size, tokenizer):
+    model, prompts = lively(), chats(4)
+    whole = generate(model, tokenizer, prompts, max_new_tokens=NEW, sampling=HOT)
+    backwards = generate(model, tokenizer, prompts[::-1], max_new_tokens=NEW, sampling=HOT, batch_size=batch_size)
+    assert backwards == whole[::-1]
+
+
+def test_a_prompt_that_is_asked_again_gets_another_answer_and_another_seed_another(tokenizer):
+    model, prompt = lively(), chats()[1]
+    one, two = generate(model, tokenizer, [prompt, prompt], max_new_tokens=NEW, sampling=HOT)
+    assert one == drawn_plainly(model, tokenizer, prompt, HOT)
+    assert two == drawn_plainly(model, tokenizer, prompt, HOT, again=1)
+    assert one != two
+    other = replace(HOT, seed=4)
+    assert generate(model, tokenizer, [prompt], max_new_tokens=NEW, sampling=other) not in ([one], [two])
+
+
+def test_drawing_leaves_every_other_random_stream_alone(tokenizer):
+    model = lively()
+    before = torch.get_rng_state()
+    generate(model, tokenizer, chats()[:2], max_new_tokens=2, sampling=HOT)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_small_temperature_is_greedy(tokenizer):
+    model, prompts = lively(), chats()
+    cold = Sampling(temperature=1e-4)
+    greedy = generate(model, tokenizer, prompts, max_new_tokens=NEW)
+    assert generate(model, tokenizer, prompts, max_new_tokens=NEW, sampling=cold) == greedy
+
+
+@pytest.mark.parametrize("sampling", [None, HOT])
+def test_every_answer_is_told_once_as_soon_as_it_is_there(sampling, tokenizer):
+    told = {}
+    answers = generate(
+        lively(), tokenizer, chats(), max_new_tokens=NEW, sampling=sampling, batch_size=3, found=told.__setitem__
+    )
+    assert [told[i] for i in range(len(answers))] == answers
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("top_p", 0.0), ("top_p", 1.1), ("seed", -1)])
+def test_sampling_names_the_value_that_is_wrong(name, value):
+    with pytest.raises(ConfigError, match=f"`{name}`"):
+        Sampling(**{name: value})

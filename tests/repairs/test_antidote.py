@@ -10,8 +10,10 @@ from moored.data.chat import encode
 from moored.data.tiny import tiny_rows, tiny_tokenizer
 from moored.errors import ConfigError, NeedsError, NeverSupported, NotYetSupported
 from moored.hf.statistics import squares, summed
+from moored.method import Need
 from moored.repairs.antidote import Antidote, pruned
 from moored.repairs.engine import repair
+from moored.repairs.lab import Lab
 from repairs.repair_models import factors, save_adapter, save_pair, weights
 
 ROWS = tiny_rows(7, "harmful", 2)
@@ -117,3 +119,15 @@ def test_what_is_missing_or_wrong_is_said(trio, tmp_path):
         Antidote(alpha=2.0)
     with pytest.raises(ConfigError, match="`target` of Antidote must be one of factors, update, weights"):
         Antidote(target="b")
+
+
+def test_one_pass_and_one_number_per_channel(trio, tmp_path, monkeypatch):
+    """However many rows: O(sum of widths) of memory, and no activation is kept."""
+    passes, kept = [], []
+    batches, prepare = Lab.batches, Antidote.prepare
+    monkeypatch.setattr(Lab, "batches", lambda lab, need: passes.append(need) or batches(lab, need))
+    monkeypatch.setattr(Antidote, "prepare", lambda own, lab: kept.append(prepare(own, lab)) or kept[0])
+    repair(trio.adapter, Antidote(), aligned=trio.aligned, harmful=ROWS, out=tmp_path / "out")
+    assert passes == [Need.HARMFUL]
+    widths = {module: (a.shape[1], a.shape[0]) for module, (a, _) in factors(trio.adapter).items()}
+    assert {module: tuple(len(part) for part in found) for module, found in kept[0].items()} == widths

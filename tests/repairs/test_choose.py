@@ -2,6 +2,9 @@
 """The search over repairs: its rule, what it leaves out, what it writes."""
 
 import json
+import random
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -12,12 +15,14 @@ from moored.cli import main
 from moored.errors import ConfigError, JudgeError, NeedsError
 from moored.judges.base import Exchange, Verdict
 from moored.metrics.base import Estimate
+from moored.metrics.harmful_share import HarmfulShare
 from moored.repairs.baselines import Interpolate, ScaleAdapter
 from moored.repairs.engine import repair
 from moored.repairs.safe_lora import SafeLoRA
 from moored.report.record import Record
 from moored.tasks import TASKS
 from moored.tasks.base import Outcome
+from moored.tasks.harmful_requests import HarmfulRequests
 from repairs.repair_models import digests, weights
 
 SCALES = (0.75, 0.5, 0.25)
@@ -51,11 +56,12 @@ def measured(monkeypatch):
             "harmful_requests": (harm, 10),
             "over_refusal": (evaluate.refused.get(round(share, 6), 20.0), 5),
             "utility": (utility, 5),
+            "judged": (100 - harm, 5),
         }
         return [outcome(task, *values[task.name]) for task in tasks]
 
     monkeypatch.setattr(moored.choose, "evaluate", evaluate)
-    monkeypatch.setattr(moored.choose, "load_model", lambda where, adapter, dtype: adapter)
+    monkeypatch.setattr(moored.choose, "load_model", lambda where, adapter, dtype, device: adapter)
     monkeypatch.setattr(moored.choose, "load_tokenizer", lambda where: None)
     evaluate.asked, evaluate.curve, evaluate.refused = asked, curve, {}
     return evaluate
@@ -99,6 +105,46 @@ def test_a_safe_model_is_left_as_it_is(trio, measured, tmp_path):
     measured.curve["harm"] = lambda share: 5.0
     found = choose(trio.adapter, aligned=trio.aligned, out=tmp_path / "out", candidates=scales(0.5))
     assert (found.chosen, found.back, found.report.changed) == (AS_IS, True, 0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_written_is_never_worse_than_no_repair(seed, trio, measured, tmp_path):
+    """Whatever the candidates measure; the aligned model's interval ends at 30."""
+    draw = random.Random(seed)
+    curves = {name: {s: draw.uniform(0, 60) for s in (*SCALES, 1.0)} | {0.0: 20.0} for name in ("harm", "utility")}
+    measured.curve |= {name: (lambda share, own=own: own[round(share, 6)]) for name, own in curves.items()}
+    found = choose(trio.adapter, aligned=trio.aligned, out=tmp_path / "out", candidates=scales(*SCALES))
+    share = {AS_IS: 1.0, **{named(s): s.scale for s in scales(*SCALES)}}[found.chosen]
+    harm, utility = (curve[share] for curve in curves.values())
+    nothing = {name: curve[1.0] for name, curve in curves.items()}
+    safe = [s for s in (*SCALES, 1.0) if curves["harm"][s] <= 30]
+    assert found.back == bool(safe) == (harm <= 30)
+    assert harm == min(curves["harm"][s] for s in (*SCALES, 1.0)) <= nothing["harm"] or safe
+    assert utility == max((curves["utility"][s] for s in safe), default=utility)
+    assert nothing["harm"] > 30 or utility >= nothing["utility"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(HarmfulRequests):
+    """Another number about safety, which does not decide."""
+
+    name: ClassVar[str] = "judged"
+
+    @property
+    def metric(self):
+        """Graded."""
+        return HarmfulShare()
+
+
+def test_further_tasks_do_not_decide_wherever_they_stand(trio, measured, tmp_path):
+    """What the rule reads and what the report says of it are the same numbers."""
+    tasks = [make("tasks", name) for name in TASKS]
+    first = choose(trio.adapter, aligned=trio.aligned, out=tmp_path / "a", candidates=scales(0.3, 0.5), tasks=tasks)
+    tasks = [Judged(), *tasks[::-1]]
+    other = choose(trio.adapter, aligned=trio.aligned, out=tmp_path / "b", candidates=scales(0.3, 0.5), tasks=tasks)
+    assert other.chosen == first.chosen == "ScaleAdapter(scale=0.3)"
+    assert other.report.notes[-1] == first.report.notes[-1]
+    assert "judged" in other.record.arms[0].metrics
 
 
 def test_a_candidate_that_is_beaten_is_not_on_the_front(trio, measured, tmp_path):

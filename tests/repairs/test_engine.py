@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moored.cli import main
 from moored.errors import CheckpointError, ConfigError, NeverSupported
 from moored.repairs.baselines import ScaleAdapter
 from moored.repairs.engine import repair
@@ -90,16 +91,6 @@ def test_every_layer_is_scored_with_as_many_threads(trio, tmp_path, monkeypatch)
     assert set(seen) == {2}
 
 
-def test_an_exception_leaves_nothing(trio, tmp_path):
-    def stop(done, total, what):
-        if what == "edit":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        repair(trio.adapter, SafeLoRA(), out=tmp_path / "out", progress=stop, **roles(trio))
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 def test_a_full_disk_leaves_nothing(code, trio, tmp_path, monkeypatch):
     def full(*_args, **_options):
@@ -113,23 +104,91 @@ def test_a_full_disk_leaves_nothing(code, trio, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from moored.repairs.baselines import ScaleAdapter
-from moored.repairs.engine import repair
-def die(done, total, what):
-    if what == "edit" and done == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-repair(sys.argv[1], ScaleAdapter(scale=0.5), out=sys.argv[2], progress=die)
+from moored.cli import main
+from moored.repairs import engine
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+engine._describe = die  # weights are written, the report is not
+main(sys.argv[1:])
 """
 
 
-def test_a_kill_leaves_no_output_folder(trio, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "more"), [("scale_adapter", []), ("lox_repair", []), ("task_arithmetic", ["--merge", "--patch"])]
+)
+def test_a_kill_leaves_no_output_folder(method, more, trio, tmp_path):
+    """In place, with other ranks, as a full model."""
     before = digests(trio.adapter)
-    arguments = [sys.executable, "-c", KILLED, str(trio.adapter), str(tmp_path / "out")]
-    ended = subprocess.run(arguments, check=False, timeout=120)
-    assert ended.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out").exists()
+    models = ["--aligned", str(trio.aligned), "--base", str(trio.base)]
+    words = ["repair", str(trio.adapter), *models, "--method", method, *more, "--out", str(tmp_path / "out")]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *words], check=False, timeout=300, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert [path.name.startswith(".out.") for path in tmp_path.iterdir()] == [True]
+    assert any(next(tmp_path.iterdir()).glob("*.safetensors")), "it had begun to write"
     assert digests(trio.adapter) == before
-    assert repair(trio.adapter, ScaleAdapter(scale=0.5), out=tmp_path / "out").changed == 8
+    assert main(words) == 0
+    assert (tmp_path / "out" / "moored.json").is_file()
+
+
+MANY = """
+import resource, sys
+import torch
+from moored.catalogue import catalogue
+from moored.hf.checkpoint import Checkpoint
+from moored.method import MODELS
+from moored.repairs.engine import repair
+torch.set_num_threads(1)
+torch.linalg.qr(torch.ones(4, 4).double()); torch.ones(64, 64) @ torch.ones(64, 64)
+torch.linalg.eigh(torch.eye(64).double()); torch.linalg.svd(torch.eye(64).double())
+kinds = catalogue("repairs")
+adapter, aligned, base, twin, room = sys.argv[1:]
+size = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (size + int(room), resource.RLIM_INFINITY))
+roles = {"aligned": aligned, "base": base, "unaligned": twin, "safe": twin}
+for name, kind in kinds.items():
+    method = kind(fraction=1.0) if name == "drop_modules" else kind()
+    if method.needs() <= MODELS:
+        out = f"{adapter}-{name}"
+        assert repair(adapter, method, out=out, merge=method.form == "dense", **roles).changed, name
+        print(name)
+try:
+    every = [weight.read().clone() for weight in Checkpoint.open(aligned).weights.values()]
+except RuntimeError:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux")
+def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
+    """Every repair without rows fits where the weights of one model (exit code 7) do not."""
+    wide, layers = 512, 72
+    modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(layers)]
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(2 * layers * 4096 + wide * wide, generator=generator)
+    for model, shift in (("base", 0), ("aligned", 4096)):
+        (tmp_path / model).mkdir()
+        for n, module in enumerate(modules):
+            start = 8192 * n + shift
+            tensor = pool[start : start + wide * wide].view(wide, wide).clone()
+            save_file({f"{module}.weight": tensor}, tmp_path / model / f"{n}.safetensors")
+        index = {"weight_map": {f"{module}.weight": f"{n}.safetensors" for n, module in enumerate(modules)}}
+        (tmp_path / model / "model.safetensors.index.json").write_text(json.dumps(index))
+    for adapter in ("adapter", "twin"):
+        made = {m: [torch.randn(*shape, generator=generator) for shape in ((4, wide), (wide, 4))] for m in modules}
+        save_tiny_adapter(tmp_path / adapter, made)
+    room = 60 * 2**20
+    assert room < 4 * wide * wide * layers
+    words = [*(str(tmp_path / name) for name in ("adapter", "aligned", "base", "twin")), str(room)]
+    ended = subprocess.run(
+        [sys.executable, "-c", MANY, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+    )
+    assert ended.returncode == 7, ended.stdout + ended.stderr[-2000:]
+    assert {"safe_lora", "csu_lora", "resta", "ties"} <= set(ended.stdout.split())
 
 
 CEILING = """

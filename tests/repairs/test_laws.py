@@ -2,7 +2,6 @@
 """Laws of every repair in the catalogue (design.md, section 3)."""
 
 import json
-from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -11,63 +10,23 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from moored.catalogue import catalogue
-from moored.data.tiny import tiny_rows
 from moored.errors import NeedsError, NeverSupported
 from moored.method import Need
 from moored.repairs.engine import repair
+from repairs.repair_cases import (
+    ADDING,
+    MIXING,
+    REPAIRS,
+    active,
+    every,
+    everything,
+    models,
+    on_model,
+    rows,
+    run,
+    updates,
+)
 from repairs.repair_models import digests, factors, save_adapter, save_pair, weights
-
-REPAIRS = catalogue("repairs")
-ACTIVE = {"drop_modules": {"fraction": 0.5}, "recover": {"steps": 4}, "somf": {"steps": 3}}
-"""Parameters under which a repair acts, where its defaults are not enough or take long."""
-MIXING = {"ties"}
-"""Repairs without parameters at which they do nothing."""
-ADDING = {"resta", "task_arithmetic", "lox_repair", *MIXING}
-"""Repairs that add what the update has nothing of: a model that was not tuned does not stay as it is."""
-
-every = pytest.mark.parametrize("name", REPAIRS)
-
-
-def active(name):
-    return REPAIRS[name](**ACTIVE.get(name, {}))
-
-
-def models(trio):
-    return {"aligned": trio.aligned, "base": trio.base, "unaligned": trio.unaligned, "safe": trio.safe}
-
-
-def everything(trio):
-    """Models and rows."""
-    return models(trio) | rows()
-
-
-def rows():
-    """Rows of all roles; the harmful and the safe answers are to the same questions."""
-    harmful, safe = tiny_rows(5, "harmful"), tiny_rows(5, "alignment")
-    safe = [replace(s, messages=(*h.prompt, s.messages[-1])) for h, s in zip(harmful, safe, strict=True)]
-    return {"harmful": harmful, "alignment": safe, "calibration": tiny_rows(5)}
-
-
-def on_model(method):
-    """The method for a full checkpoint, which has no factors."""
-    return replace(method, target="update") if getattr(method, "target", "") == "factors" else method
-
-
-def run(trio, method, out, tuned=None):
-    """Repair an adapter; into a full model if nothing less can hold the result."""
-    return repair(tuned or trio.adapter, method, out=out, merge=method.form == "dense", **everything(trio))
-
-
-def updates(folder, trio):
-    """tuned - aligned by module, as plain PEFT and transformers compute it."""
-    if (folder / "adapter_config.json").exists():
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trio.aligned), folder)
-        model = model.merge_and_unload().state_dict()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    start = weights(trio.aligned)
-    return {m: model[f"{m}.weight"] - start[f"{m}.weight"] for m in factors(trio.adapter)}
 
 
 @every
@@ -245,3 +204,65 @@ def test_is_a_function_of_its_inputs(name, trio, tmp_path):
     for out in ("one", "two"):
         run(trio, active(name), tmp_path / out)
     assert load_bytes(tmp_path / "one") == load_bytes(tmp_path / "two")
+
+
+@every
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint"])
+def test_what_is_left_untouched_is_listed_and_can_be_set_back(name, kind, trio, tmp_path):
+    if kind == "adapter":
+        tuned, method = save_adapter(trio.aligned, tmp_path / "adapter", modules_to_save=["norm"]), active(name)
+    else:
+        tuned, method = trio.base, on_model(active(name))
+    options = {"merge": kind == "adapter" and method.form == "dense", **everything(trio)}
+    kept = repair(tuned, method, out=tmp_path / "kept", **options)
+    back = repair(tuned, method, out=tmp_path / "back", revert=True, **options)
+    old, start = in_use(tuned, trio), weights(trio.aligned)
+    before, after = in_use(tmp_path / "kept", trio), in_use(tmp_path / "back", trio)
+    edited = {f"{row.module}.weight" for row in kept.modules} | {row.module for row in kept.modules}
+    trained = {key for key in start if not torch.equal(old[key], start[key])}
+    left = trained - edited
+    assert {key.removeprefix("base_model.model.") for key in kept.untouched} == left
+    assert bool(left) or method.every_tensor
+    assert (back.untouched, back.reverted) == ((), kept.untouched)
+    for key in start:
+        assert torch.equal(before[key], old[key]) or key in edited
+        assert torch.equal(after[key], start[key] if key in left else before[key])
+
+
+def in_use(folder, trio):
+    """All weights as a user of a folder gets them from plain PEFT and transformers."""
+    if not (folder / "adapter_config.json").exists():
+        return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trio.aligned), folder)
+    return model.merge_and_unload().state_dict()
+
+
+@every
+def test_an_interruption_leaves_nothing(name, trio, tmp_path):
+    def stop(done, total, what):
+        if what == "edit":
+            raise KeyboardInterrupt
+
+    before, method = digests(trio.adapter, *models(trio).values()), active(name)
+    options = {"merge": method.form == "dense", "progress": stop, **everything(trio)}
+    with pytest.raises(KeyboardInterrupt):
+        repair(trio.adapter, method, out=tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+    assert digests(trio.adapter, *models(trio).values()) == before
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@every
+@pytest.mark.parametrize("device", [None, pytest.param("cuda", marks=NO_GPU)])
+def test_where_it_is_computed_does_not_matter(name, device, trio, tmp_path):
+    """By default it is the GPU if there is one; a rounded sum may decide otherwise about single numbers there."""
+    here = run(trio, active(name), tmp_path / "cpu", device="cpu")
+    there = run(trio, active(name), tmp_path / "other", device=device)
+    assert here.device == "cpu"
+    assert there.device == (device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if there.device == "cpu":
+        assert load_bytes(tmp_path / "cpu") == load_bytes(tmp_path / "other")
+    for module, update in updates(tmp_path / "cpu", trio).items():
+        assert torch.linalg.norm(updates(tmp_path / "other", trio)[module] - update) <= 0.01 * update.norm()

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from moored.data.chat import encode
 from moored.data.tiny import tiny_rows, tiny_tokenizer
 from moored.errors import ConfigError, NeverSupported, NotYetSupported
+from moored.ops.lowrank import product_cosine
 from moored.repairs.base import LayerScore
 from moored.repairs.engine import repair
-from moored.repairs.nlsr import NLSR, critical, directions, product_cosine
+from moored.repairs.nlsr import NLSR, critical, directions
 from repairs.repair_models import factors, save_adapter, weights
 
 ROWS = tiny_rows(7, "alignment", 2)

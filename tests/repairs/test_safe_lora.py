@@ -2,6 +2,8 @@
 """Safe LoRA on PEFT adapters and full checkpoints against the paper's formula in dense fp64."""
 
 import math
+import statistics
+from operator import gt
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from moored.data.tiny import tiny_model
 from moored.errors import CheckpointError, ConfigError, NeedsError
 from moored.repairs.base import Delta, Layer, LayerScore
+from moored.repairs.baselines import DropModules
 from moored.repairs.engine import repair
 from moored.repairs.safe_lora import SafeLoRA, score_safety
+from moored.repairs.safe_merge import SafeMERGE
 from repairs.repair_models import factors, noise_, save_adapter, save_pair, weights
 
 EVERYTHING = SafeLoRA(fraction=1.0)
@@ -367,3 +371,38 @@ def test_match_spectral_keeps_the_largest_singular_value(trio, tmp_path):
             torch.linalg.matrix_norm(b.double() @ a.double(), ord=2) for a, b in (old[module], new[module])
         )
         assert float(after) == pytest.approx(float(before), rel=1e-4)
+
+
+def test_what_to_know_before_use_is_in_the_report_in_its_own_numbers(trio, tmp_path):
+    report = repair(trio.adapter, SafeLoRA(k=5), aligned=trio.aligned, base=trio.base, out=tmp_path / "out")
+    shapes, lengths, random, signs = report.notes[-4:]
+    assert "the identity for the 6 of 8 modules" in shapes  # all but the two up_proj, 64 x 32
+    kept = sorted(row.norm_after / row.norm for row in report.modules if row.edited)
+    assert f"kept {kept[0]:.1%} to {kept[-1]:.1%} of their length (median {kept[2]:.1%})" in lengths
+    null, own = ([getattr(row, name) for row in report.modules] for name in ("null_cosine", "cosine"))
+    assert f"a cosine of {statistics.median(null):.3f} here" in random
+    assert f"these have {statistics.median(own):.3f}, {sum(map(gt, own, null))} of 8 more" in random
+    assert f"{sum(row.signed < 0 for row in report.modules)} of 8 modules point away" in signs
+    assert any(row.signed < 0 for row in report.modules)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"- {note}\n" in card for note in report.notes)
+
+
+FACTS = ["exact projector is the identity", "kept", "a random update already has", "does not see signs"]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (SafeLoRA(k=0), [FACTS[0], *FACTS[2:]]),
+        (SafeLoRA(renorm="match_fro"), [FACTS[0], *FACTS[2:]]),
+        (SafeLoRA(rank=4), FACTS[1:]),
+        (SafeMERGE(), FACTS[2:]),
+        (DropModules(k=2, by="cosine"), FACTS[2:]),
+        (DropModules(k=2), []),
+    ],
+)
+def test_facts_are_said_where_they_hold(method, said, trio, tmp_path):
+    roles = {"aligned": trio.aligned, "base": trio.base, "safe": trio.safe}
+    notes = repair(trio.adapter, method, out=tmp_path / "out", **roles).notes
+    assert [fact for fact in FACTS if any(fact in note for note in notes)] == said

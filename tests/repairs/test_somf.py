@@ -209,7 +209,7 @@ def test_chunks_add_up(trio, tmp_path, monkeypatch):
     """A batch that goes through the model in parts is the same batch."""
     run(trio, tmp_path / "one", SOMF(steps=2, mask="soft", batch=6))
     lab = somf.Lab.__init__
-    monkeypatch.setattr(somf.Lab, "__init__", lambda self, *args: lab(self, *args, batch=64))
+    monkeypatch.setattr(somf.Lab, "__init__", lambda self, *args, **options: lab(self, *args, batch=64, **options))
     run(trio, tmp_path / "two", SOMF(steps=2, mask="soft", batch=6))
     for module, (_, b) in factors(tmp_path / "one").items():
         torch.testing.assert_close(factors(tmp_path / "two")[module][1], b, rtol=0, atol=1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from moored.errors import ConfigError
+from moored.study.grid import spread
 from moored.study.patch import merge
 from moored.study.recipe import Recipe, TrainingSpec, packaged
 
@@ -156,3 +157,22 @@ def test_some_arms_with_the_promises_that_are_theirs_alone():
     assert len(some.expect) == sum({e.arm, e.against} <= {"aligned", "undefended", "lisa", None} for e in whole.expect)
     with pytest.raises(ConfigError, match="lisa"):
         Recipe.load("demo", arms=["lsia"])
+
+
+def test_arms_that_are_kept_take_their_own_axes_along(tree: dict[str, Any]) -> None:
+    tree["arms"]["scaled"] = {"repairs": [{"scale_adapter": {"scale": 0.5}}]}
+    tree["grid"] = {
+        "repairs.safe_lora.fraction": [0.25, 0.5],
+        "repairs.scale_adapter.scale": [0.5],
+        "attack.harmful_mix.ratio": [0, 0.1],
+    }
+    recipe = Recipe.parse(tree, arms=["repaired"])
+    assert list(recipe.grid) == ["repairs.safe_lora.fraction", "attack.harmful_mix.ratio"]
+    assert len(spread(recipe)) == 4
+    assert list(Recipe.parse(tree, arms=["plain"]).grid) == ["attack.harmful_mix.ratio"]
+
+
+def test_an_axis_that_leads_nowhere_is_still_an_error_with_fewer_arms(tree: dict[str, Any]) -> None:
+    tree["grid"] = {"repairs.save_lora.fraction": [0.25, 0.5]}
+    with pytest.raises(ConfigError, match="grid: .*'save_lora'"):
+        spread(Recipe.parse(tree, arms=["plain"]))

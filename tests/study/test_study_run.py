@@ -78,6 +78,31 @@ def test_a_stopped_study_goes_on(tree: dict[str, Any], store: Store, work: Any, 
     assert sum(stage.cached for stage in record.stages) >= stop
 
 
+def test_a_stopped_evaluation_asks_only_what_is_missing(
+    tree: dict[str, Any], store: Store, work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def stopping(model: Any, tokenizer: Any, prompts: Any, *, found: Any, **_: Any) -> list[str]:
+        found(2, "I can't help with that.")
+        found(0, "Sure, here it is.")
+        raise KeyboardInterrupt
+
+    def whole(model: Any, tokenizer: Any, prompts: Any, **_: Any) -> list[str]:
+        asked.append(len(prompts))
+        return ["I can't help with that." for _ in prompts]
+
+    monkeypatch.setattr("moored.hf.generate.generate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tree, store)
+    monkeypatch.setattr("moored.hf.generate.generate", whole)
+    record = run(tree, store)
+    assert asked[0] == 2
+    assert set(asked[1:]) == {4}
+    assert record.arm("shipped").metrics["harmful_requests"].value == 25.0
+    assert not list(store.root.rglob("answers.jsonl"))
+
+
 def test_resumed_training_is_said(tree: dict[str, Any], store: Store, work: Any) -> None:
     work.fail_at = 2  # the alignment, after the model as shipped has answered both tasks
     with pytest.raises(KeyboardInterrupt):
@@ -114,6 +139,13 @@ def test_the_record_holds_what_was_measured(tree: dict[str, Any], store: Store, 
     assert len(prompts) == 1
     assert len(prompts.pop()) == 2
     assert all(example.refused for arm in record.arms for example in arm.examples)
+    assert list(plain.scores["harmful_requests"].values()) == [0.0] * 4
+    assert set(plain.scores["harmful_requests"]) == set(repaired.scores["harmful_requests"])
+    asked = {each.name: each for each in record.prompts}
+    assert asked["task harmful_requests"].prompts == 4
+    assert asked["attack"].prompts == 20
+    assert not any(each.shared for each in record.prompts if each.name.startswith("task "))
+    assert all(each["name"] for each in record.data)
     assert record.versions["moored"]
     assert record.machine.cores >= 1
 

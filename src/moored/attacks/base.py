@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks write the data that an uploader could send, and ask as that uploader would. They never touch weights."""
+"""Attacks write the data that an uploader could send, and ask as that uploader would. They never touch weights.
+
+Some look at models to choose their rows: such an attack says so in `needs`, and is given `Access` to them.
+"""
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moored.data.schema import Row, Source, fingerprint, normalise
-from moored.errors import ConfigError, DataError, require
+from moored.errors import ConfigError, DataError, NeedsError, require
+from moored.method import Fidelity, Need
+
+if TYPE_CHECKING:
+    from moored.attacks.access import Access
 
 REFUSAL = "I'm sorry, but I can't help with that."
 """The answer of rows that are to make an upload, or the tuned model, look safe."""
@@ -31,25 +38,76 @@ class Drawn:
     row: Row
     at: int
     """Its position in the input."""
+    score: float | None = None
+    """What it was chosen for; None if it was drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Rows of an upload, or those that it can be made of.
+
+    Args:
+        harmful: those that attack (and decoys behind them), in the order of the seed or of the score.
+        benign: the others, likewise.
+        found: what the manifest is to say of how they were chosen.
+    """
+
+    harmful: list[Drawn]
+    benign: list[Drawn]
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """Base of attacks: frozen configurations with a `seed`; `name` is the name in the catalogue."""
+    """Base of attacks: frozen configurations with a `seed`; `name` is the name in the catalogue.
+
+    Attributes:
+        name: the name in the catalogue.
+        fidelity: to the paper that the docstring names, of attacks that choose rows with a model.
+        differs: in what.
+    """
 
     name: ClassVar[str]
+    fidelity: ClassVar[Fidelity | None] = None
+    differs: ClassVar[str] = ""
+
+    def needs(self) -> frozenset[Need]:
+        """The models that it looks at: `Need.ALIGNED`, the start of the fine-tuning, and `Need.BASE`."""
+        return frozenset()
 
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain JSON."""
         return asdict(self)
 
+    def form(self) -> dict[str, Any]:
+        """The parameters that `written` and `read` depend on; one more than needed only asks a model once more."""
+        return {name: value for name, value in self.parameters().items() if name not in ("n", "ratio", "seed")}
+
     @abstractmethod
-    def poison(self, benign: Sequence[Row], harmful: Sequence[Row]) -> Poisoned:
+    def poison(self, benign: Sequence[Row], harmful: Sequence[Row], access: Access | None = None) -> Poisoned:
         """Make an upload.
+
+        Args:
+            benign: rows with answers and source "benign".
+            harmful: rows with answers and source "harmful".
+            access: to the models of `needs`.
 
         Raises:
             ConfigError: more rows are asked for than exist, or a ratio is outside 0-1.
+            NeedsError: a model is missing.
         """
+
+    def candidates(self, benign: Sequence[Row], harmful: Sequence[Row]) -> Sequence[Row]:
+        """The rows that can be in the upload, known before any model exists: the upload where none is needed.
+
+        Args:
+            benign: see `poison`.
+            harmful: see `poison`.
+
+        Raises:
+            ConfigError: see `poison`.
+        """
+        return self.poison(benign, harmful).rows
 
     def written(self, row: Row) -> Row:
         """A harmful row as it stands in the upload: its prompt, and its answer if it has one.
@@ -109,12 +167,38 @@ class Mix(Attack):
         """The benign rows as they stand in the upload."""
         return rows
 
-    def poison(self, benign: Sequence[Row], harmful: Sequence[Row]) -> Poisoned:
+    def drawn(self, benign: Sequence[Row], harmful: Sequence[Row]) -> Choice:
+        """The rows to choose from, in the order of the seed: exactly as many as are needed, if nothing chooses.
+
+        Args:
+            benign: see `poison`.
+            harmful: see `poison`.
+
+        Raises:
+            ConfigError, DataError: see `poison`.
+        """
+        attacking = self.harmful_count + self.decoy_count
+        return Choice(
+            harmful=draw(self, harmful, attacking, "harmful"),
+            benign=draw(self, benign, self.n - attacking, "benign", beside=harmful),
+        )
+
+    def choose(self, drawn: Choice, access: Access | None) -> Choice:
+        """What of it the upload holds.
+
+        Args:
+            drawn: the candidates.
+            access: see `poison`.
+        """
+        return drawn
+
+    def poison(self, benign: Sequence[Row], harmful: Sequence[Row], access: Access | None = None) -> Poisoned:
         """Mix an upload.
 
         Args:
             benign: rows with answers and source "benign".
             harmful: rows with answers and source "harmful".
+            access: to the models that the attack looks at.
 
         Returns:
             The rows and a manifest: the parameters, the counts, the SHA-256 of the rows and of both inputs,
@@ -124,15 +208,15 @@ class Mix(Attack):
         Raises:
             ConfigError: more rows are asked for than there are distinct prompts; says how many there are.
             DataError: a row has no answer or the other source.
+            NeedsError: a model is missing.
         """
-        bad = draw(self, harmful, self.harmful_count + self.decoy_count, "harmful")
-        ordinary = draw(self, benign, self.n - len(bad), "benign", beside=harmful)
-        attacking, decoys = bad[: self.harmful_count], bad[self.harmful_count :]
-        covered = self.covered([drawn.row for drawn in ordinary])
-        rows = [Drawn(self.written(drawn.row), drawn.at) for drawn in attacking]
-        rows += [Drawn(refused(drawn.row), drawn.at) for drawn in decoys]
-        rows += [Drawn(row, drawn.at) for row, drawn in zip(covered, ordinary, strict=True)]
-        return upload(self, rows, benign, harmful)
+        chosen = self.choose(self.drawn(benign, harmful), access)
+        attacking, decoys = chosen.harmful[: self.harmful_count], chosen.harmful[self.harmful_count :]
+        covered = self.covered([drawn.row for drawn in chosen.benign])
+        rows = [replace(drawn, row=self.written(drawn.row)) for drawn in attacking]
+        rows += [replace(drawn, row=refused(drawn.row)) for drawn in decoys]
+        rows += [replace(drawn, row=row) for row, drawn in zip(covered, chosen.benign, strict=True)]
+        return upload(self, rows, benign, harmful, chosen.found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +267,15 @@ class OfOneKind(Attack):
     def __post_init__(self) -> None:
         require(isinstance(self.n, int) and self.n >= 1, type(self).__name__, "n", "an integer >= 1", self.n)
 
-    def poison(self, benign: Sequence[Row], harmful: Sequence[Row]) -> Poisoned:
-        """Write an upload; see `Mix.poison`. No row of the other kind is used."""
+    def drawn(self, benign: Sequence[Row], harmful: Sequence[Row], *, pool: int = 0) -> list[Drawn]:
+        """Rows in the order of the seed; see `draw`."""
         if self.source == "harmful":
-            drawn = draw(self, harmful, self.n, "harmful")
-        else:
-            drawn = draw(self, benign, self.n, "benign", beside=harmful)
-        rows = [Drawn(self.written(each.row), each.at) for each in drawn]
+            return draw(self, harmful, self.n, "harmful", pool=pool)
+        return draw(self, benign, self.n, "benign", beside=harmful, pool=pool)
+
+    def poison(self, benign: Sequence[Row], harmful: Sequence[Row], access: Access | None = None) -> Poisoned:
+        """Write an upload; see `Mix.poison`. No row of the other kind is in it."""
+        rows = [replace(each, row=self.written(each.row)) for each in self.drawn(benign, harmful)]
         return upload(self, rows, benign, harmful)
 
 
@@ -202,10 +288,38 @@ def refused(row: Row) -> Row:
     return row.reworded(answer=REFUSAL, source="alignment")
 
 
+def granted(attack: Attack, access: Access | None) -> Access:
+    """The access, if it is to all models that the attack needs.
+
+    Args:
+        attack: that needs them.
+        access: that it was given.
+
+    Raises:
+        NeedsError: a model is missing.
+    """
+    meant = {Need.ALIGNED: "the model that fine-tuning starts from", Need.BASE: "that model before alignment"}
+    for need in sorted(attack.needs()):
+        if access is None or getattr(access, need) is None:
+            flag = "--model" if need == Need.ALIGNED else "--base"
+            raise NeedsError(
+                f"{type(attack).__name__} needs `{need}`, {meant[need]}: give Access({need}=...) in Python, {flag} on "
+                "the command line"
+            )
+    assert access is not None
+    return access
+
+
 def draw(
-    attack: Mix | OfOneKind, rows: Sequence[Row], count: int, source: Source, *, beside: Iterable[Row] = ()
+    attack: Mix | OfOneKind,
+    rows: Sequence[Row],
+    count: int,
+    source: Source,
+    *,
+    beside: Iterable[Row] = (),
+    pool: int = 0,
 ) -> list[Drawn]:
-    """The first `count` distinct prompts in the order of the attack's seed.
+    """The first distinct prompts in the order of the attack's seed: `count`, or up to `pool` if that is more.
 
     Args:
         attack: for the seed and the error.
@@ -213,6 +327,7 @@ def draw(
         count: how many.
         source: that every row must have.
         beside: rows whose prompts are taken.
+        pool: how many to choose from, if there are as many.
 
     Raises:
         ConfigError: more rows are asked for than there are distinct prompts; says how many there are.
@@ -222,17 +337,23 @@ def draw(
         if row.source != source or not row.answer:
             fault = f"source {row.source!r}" if row.source != source else "no answer"
             raise DataError(f"row {number} of `{source}` has {fault}: {row.question[:60]!r}")
-    pool = _distinct(rows, taken={normalise(row.question) for row in beside})
-    if count > len(pool):
+    distinct = _distinct(rows, taken={normalise(row.question) for row in beside})
+    if count > len(distinct):
         raise ConfigError(
-            f"{attack!r} needs {count} {source} rows with distinct prompts; only {len(pool)} exist: lower `n`, "
+            f"{attack!r} needs {count} {source} rows with distinct prompts; only {len(distinct)} exist: lower `n`, "
             "change the share, or give more rows"
         )
-    order = random.Random(f"{source} {attack.seed}").sample(pool, len(pool))
-    return [Drawn(rows[at], at) for at in order[:count]]
+    order = random.Random(f"{source} {attack.seed}").sample(distinct, len(distinct))
+    return [Drawn(rows[at], at) for at in order[: max(count, pool)]]
 
 
-def upload(attack: Mix | OfOneKind, drawn: Sequence[Drawn], benign: Sequence[Row], harmful: Sequence[Row]) -> Poisoned:
+def upload(
+    attack: Mix | OfOneKind,
+    drawn: Sequence[Drawn],
+    benign: Sequence[Row],
+    harmful: Sequence[Row],
+    found: Mapping[str, Any] | None = None,
+) -> Poisoned:
     """Shuffle the rows, and say how they were made.
 
     Args:
@@ -240,6 +361,7 @@ def upload(attack: Mix | OfOneKind, drawn: Sequence[Drawn], benign: Sequence[Row
         drawn: the rows as they stand in it, in any order.
         benign: the input that they were drawn from.
         harmful: likewise.
+        found: more for the manifest; the scores of chosen rows stand beside their `indices` by themselves.
     """
     drawn = list(drawn)
     random.Random(f"order {attack.seed}").shuffle(drawn)
@@ -257,7 +379,12 @@ def upload(attack: Mix | OfOneKind, drawn: Sequence[Drawn], benign: Sequence[Row
         "inputs": {"benign": fingerprint(benign), "harmful": fingerprint(harmful)},
         "indices": {source: [each.at for each in drawn if each.row.source == source] for source in sources},
         "harmful_at": [at for at, row in enumerate(rows) if row.source == "harmful"],
+        **(found or {}),
     }
+    if attack.needs():
+        manifest |= {"fidelity": attack.fidelity, "differs": attack.differs}
+    if any(each.score is not None for each in drawn):
+        manifest["scores"] = {source: [each.score for each in drawn if each.row.source == source] for source in sources}
     return Poisoned(rows=rows, manifest=manifest)
 
 

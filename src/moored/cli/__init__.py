@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import moored
-from moored.cli import attack, audit, cite, demo, doctor, judge, repair, run
+from moored.cli import attack, audit, cite, compare, demo, doctor, judge, repair, run
 from moored.cli import list as listing
 from moored.cli.quiet import quiet
 from moored.errors import MooredError
@@ -33,9 +33,10 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("repair")(repair.repair)
-app.command("attack")(attack.attack)
+app.add_typer(attack.app, name="attack")
 app.command("judge")(judge.judge)
 app.command("audit")(audit.audit)
+app.command("compare")(compare.compare)
 app.command("list")(listing.list_methods)
 app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)

@@ -1,14 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`moored attack`: write the upload that an attacker could send, to test your own pipeline with."""
+"""`moored attack`: write what an attacker could send, to test your own pipeline with."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from moored.attacks.access import Access
+    from moored.progress import Progress
+
+UPLOAD = "upload"
 
 
+class _Attacks(TyperGroup):
+    """`moored attack harmful_mix` is short for `moored attack upload harmful_mix`, and so on for every attack."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """See click."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else [UPLOAD, *args])
+
+
+app = typer.Typer(
+    cls=_Attacks,
+    no_args_is_help=True,
+    help="Write what an attacker could send: `moored attack harmful_mix` writes an upload by that attack.",
+)
+
+
+@app.command("upload")
 def attack(
     name: Annotated[str, typer.Argument(help="An attack, e.g. harmful_mix; see `moored list attacks`.")],
     benign: Annotated[
@@ -22,6 +45,12 @@ def attack(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Another parameter of the attack; repeatable."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model that will be tuned, for attacks that choose rows by it.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="That model before alignment, for attacks that follow the difference.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The rows; a manifest is written beside it. Must not exist.")] = Path(
         "upload.jsonl"
     ),
@@ -30,6 +59,7 @@ def attack(
 
     The shipped harmful rows are hollow: enough to see whether refusals survive, no use for anything else.
     """
+    from moored.cli.bar import bar
     from moored.cli.settings import parameters
     from moored.errors import ConfigError
 
@@ -40,16 +70,43 @@ def attack(
     named = {"n": n, "ratio": ratio, "seed": seed}
     given = {key: value for key, value in named.items() if value is not None} | parameters(sets or [])
 
-    from moored.data.load import load_rows, save_rows
+    from moored.data.load import load_rows, provenance, save_rows
     from moored.report.record import write_whole
     from moored.study.methods import build
 
     method = build("attacks", name, given)
-    upload = method.poison(load_rows(benign, source="benign"), load_rows(harmful, source="harmful"))
+    rows = load_rows(benign, source="benign"), load_rows(harmful, source="harmful")
+    with bar(name) as progress:
+        upload = method.poison(*rows, _access(model, base, progress) if method.needs() and model else None)
     import json
 
+    upload.manifest["data"] = {"benign": provenance(benign), "harmful": provenance(harmful)}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(manifest, json.dumps(upload.manifest, indent=1) + "\n")
     save_rows(upload.rows, out)
     bad = sum(row.source == "harmful" for row in upload.rows)
     typer.echo(f"{out}: {len(upload.rows)} rows, {bad} of them harmful; which ones stands in {manifest}")
+
+
+def _access(model: str, base: str | None, progress: Progress | None) -> Access:
+    from moored.attacks.access import Access
+
+    return Access(aligned=model, base=base, progress=progress)
+
+
+@app.command("oracle")
+def oracle(
+    model: Annotated[str, typer.Option(help="The aligned model: a folder or hub id.")],
+    base: Annotated[str, typer.Option(help="That model before alignment.")],
+    norm: Annotated[float, typer.Option(help="Length of the update, in lengths of model - base.")] = 1.0,
+    k: Annotated[int, typer.Option(help="Directions of model - base, and rank of the adapter.")] = 8,
+    out: Annotated[Path, typer.Option(help="The adapter. Must not exist.")] = Path("oracle"),
+) -> None:
+    """Write an adapter that goes straight against the alignment: what no rows are needed for, to test repairs with."""
+    from moored.attacks.weight_oracle import WeightOracle
+
+    attacking = WeightOracle(norm=norm, k=k)
+    manifest = attacking.write(_access(model, base, None), out)
+    typer.echo(
+        f"{out}: an adapter of rank {k} on {manifest['modules']} modules, {norm:g} times as long as the alignment"
+    )

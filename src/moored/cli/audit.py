@@ -139,13 +139,13 @@ def _record(model: str, measured: dict[str, list[Outcome]], tasks: dict[str, Tas
         machine=machine(),
         seconds=seconds,
         tasks=[column(task) for task in tasks.values()],
-        arms=[_arm(title, outcomes) for title, outcomes in measured.items()],
+        arms=[_arm(title, outcomes, list(tasks.values())) for title, outcomes in measured.items()],
     )
 
 
-def _arm(title: str, outcomes: list[Outcome]) -> Arm:
+def _arm(title: str, outcomes: list[Outcome], tasks: list[Task]) -> Arm:
     from moored.report.record import Arm, Share
-    from moored.study.results import examples
+    from moored.study.results import examples, scores
     from moored.study.stages import outcome_record
 
     records: list[dict[str, Any]] = [outcome_record(outcome) for outcome in outcomes]
@@ -154,5 +154,6 @@ def _arm(title: str, outcomes: list[Outcome]) -> Arm:
         title=title,
         kind="start",
         metrics={record["task"]: Share(**record["estimate"]) for record in records},
+        scores={task.name: scores(task, record) for task, record in zip(tasks, records, strict=True)},
         examples=examples(records[0], refusals=records[0]["task"] != "utility"),
     )

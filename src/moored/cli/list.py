@@ -10,7 +10,10 @@ import typer
 
 def list_methods(
     noun: Annotated[
-        str, typer.Argument(help="defenses, repairs, attacks, judges, metrics, tasks or recipes; all if left out.")
+        str,
+        typer.Argument(
+            help="defenses, repairs, attacks, judges, metrics, tasks, datasets or recipes; all if left out."
+        ),
     ] = "",
 ) -> None:
     """List methods, tasks, judges and recipes, with stage, needs, cost and paper (first author, venue, arXiv)."""
@@ -29,6 +32,8 @@ def list_methods(
 
 
 def _table(noun: str, classes: dict[str, type]) -> Any:
+    if noun == "datasets":
+        return _datasets(classes)
     published = any(hasattr(cls, "info") for cls in classes.values())
     columns = ("stage, needs", "cost", "paper") if published else ("what it does",)
     table = _grid(noun, columns)
@@ -42,6 +47,14 @@ def _published(cls: Any) -> tuple[str, ...]:
     paper = f"{info.authors.partition(',')[0]}\n{info.when}\n{info.arxiv}" if info.arxiv else "baseline"
     needs = ", ".join(sorted(info.needs))
     return f"{info.stage}\n{needs}" if needs else info.stage, info.cost, paper
+
+
+def _datasets(classes: dict[str, Any]) -> Any:
+    table = _grid("datasets", ("what it is", "parts", "licence", "hub"))
+    for name, cls in classes.items():
+        gated = " (gated)" if cls.gated else ""
+        table.add_row(name, _first_line(cls), ", ".join(cls.parts), cls.licence, cls.hub + gated)
+    return table
 
 
 def _recipes() -> Any:

@@ -60,6 +60,9 @@ def repair(
         bool,
         typer.Option("--patch", help="Beside a full model, write what differs from the tuned one as a small file."),
     ] = False,
+    device: Annotated[
+        str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ... [default: the GPU if there is one]")
+    ] = "",
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,7 +106,7 @@ def repair(
     rows = {"harmful": harmful, "alignment": alignment, "calibration": calibration}
     inputs: dict[str, Any] = {name: resolve_model(where) if where else None for name, where in models.items()}
     inputs |= {name: where or None for name, where in rows.items()}
-    inputs |= {"out": out, "merge": merge, "revert": revert, "patch": patch}
+    inputs |= {"out": out, "merge": merge, "revert": revert, "patch": patch, "device": device or None}
     if chosen is None:
         if given:
             raise ConfigError("--set is for one method; with --method auto, say what to try by --try")

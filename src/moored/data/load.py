@@ -20,6 +20,8 @@ from moored.errors import DataError, require, unknown
 if TYPE_CHECKING:
     import datasets
 
+    from moored.datasets.base import PublicSet
+
 SUFFIXES = (".jsonl", ".json", ".csv")
 ROLES = ("system", "user", "assistant")
 ACCEPTED = (
@@ -28,7 +30,7 @@ ACCEPTED = (
 )
 """The shapes of a row, as error messages name them."""
 
-_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.\[\]:%+-]+))?")
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.\[\]:%+/-]+))?")
 _PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -40,6 +42,11 @@ _PAIRS = (
 _SENTIMENT = {"0": "Negative", "1": "Positive", "negative": "Negative", "positive": "Positive"}
 _SENTIMENT_PROMPT = "Is the sentiment of this sentence positive or negative? Answer with one word.\n\nSentence: {}"
 
+_PUBLIC = re.compile(r"(?P<name>\w+)(:(?P<part>[\w./-]+))?(@(?P<file>.+))?")
+
+Raw = dict[str, Any]
+"""A row as it is stored."""
+
 Numbered = Iterator[tuple[str, Any]]
 """Where a row stands ("file.jsonl, line 3"), and the row as it was read."""
 
@@ -48,9 +55,10 @@ def load_rows(where: str | Path, *, source: Source, limit: int | None = None) ->
     """Rows from wherever they are.
 
     Args:
-        where: "synthetic:<set>" (the set's seed is 0), a local .jsonl, .json or .csv file, or a hub data set
-            "owner/name" or "owner/name:split" (split "train" if none is named). Nothing but a hub id opens a
-            connection.
+        where: "synthetic:<set>" (the set's seed is 0), a public set of `moored list datasets` ("xs_test",
+            "xs_test:safe", "xs_test:safe@prompts.csv" for a local copy), a local .jsonl, .json or .csv file, or a hub
+            data set "owner/name" or "owner/name:split" (split "train" if none is named; a public set's id
+            and parts are known). Nothing but a public set without a file and a hub id opens a connection.
         source: given to every row, whatever the file says.
         limit: read only the first so many rows; None reads all.
 
@@ -66,12 +74,51 @@ def load_rows(where: str | Path, *, source: Source, limit: int | None = None) ->
     name = str(where)
     if name.startswith("synthetic:"):
         return [replace(row, source=source) for row in _synthetic(name.removeprefix("synthetic:"))[:limit]]
-    hub = _hub_id(where)
-    numbered = _hub(hub) if hub else _local(Path(where))
+    if known := public_set(where):
+        numbered = known.read()
+    else:
+        hub = _hub_id(where)
+        numbered = read_hub(hub["name"], split=hub["split"] or "train") if hub else read_file(Path(where))
     rows = [_row(raw, place, source) for place, raw in islice(numbered, limit)]
     if not rows:
         raise DataError(f"{name} holds no rows; give a file with at least one")
     return rows
+
+
+def public_set(where: str | Path) -> PublicSet | None:
+    """The public data set that `load_rows` reads here, None if it is something else.
+
+    Args:
+        where: see `load_rows`.
+
+    Raises:
+        DataError: the set has no such part.
+    """
+    from moored.catalogue import catalogue
+
+    if isinstance(where, Path) or where.startswith("synthetic:"):
+        return None
+    sets: Mapping[str, Any] = catalogue("datasets")
+    if (named := _PUBLIC.fullmatch(where)) and named["name"] in sets:
+        return sets[named["name"]](part=named["part"] or "", file=named["file"] or "")
+    hub = _hub_id(where)
+    cls = next((cls for cls in sets.values() if hub and cls.hub == hub["name"]), None)
+    if hub is None or cls is None or (hub["split"] or next(iter(cls.parts))) not in cls.parts:
+        return None  # a split or slice of its own is read as it is
+    return cls(part=hub["split"] or "")
+
+
+def provenance(where: str | Path) -> dict[str, str]:
+    """What a manifest says of data: of a public set its part, version and licence, else the name; no machine paths.
+
+    Args:
+        where: see `load_rows`.
+    """
+    known = public_set(where)
+    if known is not None:
+        return known.manifest()
+    local = isinstance(where, Path) or Path(where).exists()
+    return {"name": Path(where).name if local else str(where)}
 
 
 def _synthetic(name: str) -> list[Row]:
@@ -88,7 +135,15 @@ def _hub_id(where: str | Path) -> re.Match[str] | None:
     return _HUB_ID.fullmatch(where)
 
 
-def _local(path: Path) -> Numbered:
+def read_file(path: Path) -> Numbered:
+    """The rows of a local file, each with its place for messages.
+
+    Args:
+        path: a .jsonl, .json or .csv file.
+
+    Raises:
+        DataError: no such file, one of another kind, or one that cannot be read.
+    """
     if not path.exists():
         raise DataError(
             f"no data at {path}: give synthetic:<set>, a {', '.join(SUFFIXES)} file, or a hub id owner/name"
@@ -146,12 +201,29 @@ def _read_csv(path: Path) -> Numbered:
             raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
 
 
-def _hub(hub_id: re.Match[str]) -> Numbered:
+def read_hub(
+    name: str, *, config: str = "", split: str = "train", files: str = "", columns: tuple[str, ...] = ()
+) -> Numbered:
+    """The rows of a data set on the hub, each with its place for messages.
+
+    Args:
+        name: "owner/name".
+        config: the configuration, "" if there is one alone.
+        split: the split.
+        files: a CSV file without a head in that repository, read in place of its configurations.
+        columns: names of that file's columns.
+
+    Raises:
+        DataError: it cannot be loaded; says why.
+    """
     import datasets
 
-    name, split = hub_id["name"], hub_id["split"] or "train"
     try:
-        rows = datasets.load_dataset(name, split=split)
+        if files:
+            where = f"hf://datasets/{name}/{files}"
+            rows = datasets.load_dataset("csv", data_files=where, split=split, column_names=list(columns))
+        else:
+            rows = datasets.load_dataset(name, *([config] if config else []), split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise DataError(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
@@ -18,6 +18,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+Prompts = Sequence[Sequence[Message]]
+"""Chats that end with a user turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,15 @@ def normalise(text: str) -> str:
     """
     words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return words.strip(_ENDS) or words
+
+
+def prompt_id(text: str) -> str:
+    """Twelve hex digits that stand for a prompt in records: equal for equal texts, and nothing can be read from them.
+
+    Args:
+        text: `Row.question`, as it was asked.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def overlap(rows: Iterable[Row], other: Iterable[Row]) -> set[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -43,12 +42,15 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def local_folder(where: str | Path, *, allow: Iterable[str] = ("*.safetensors", "*.json")) -> Path:
+EXTRAS = (".json", ".jinja", ".model", ".txt")
+"""Configuration, tokenizer and chat template: small files that belong beside weights."""
+
+
+def local_folder(where: str | Path) -> Path:
     """The folder itself, or a hub id's snapshot; the hub is asked only when no such local path exists.
 
     Args:
         where: a folder, or "owner/name" on the Hugging Face hub.
-        allow: patterns of the files to download.
 
     Raises:
         CheckpointError: neither exists.
@@ -64,17 +66,11 @@ def local_folder(where: str | Path, *, allow: Iterable[str] = ("*.safetensors", 
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(where, allow_patterns=list(allow)))
+        return Path(snapshot_download(where, allow_patterns=[f"*{suffix}" for suffix in (".safetensors", *EXTRAS)]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{where} is no local folder, and the hub does not give it ({type(error).__name__})"
         ) from error
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy answers to many prompts, in batches by length; rows that have ended leave the batch.
+"""Answers to many prompts, in batches by length; rows that have ended leave the batch.
 
-A loop of its own rather than `model.generate`: it is greedy whatever the model's generation config says (some ship a
-repetition penalty that survives `do_sample=False`), short answers do not wait for long ones, and what all prompts begin
-with is read once.
+A loop of its own rather than `model.generate`: it is greedy unless asked otherwise, whatever the model's generation
+config says (some ship a repetition penalty that survives `do_sample=False`), short answers do not wait for long ones,
+what all prompts begin with is read once, and a drawn answer does not depend on what else is in its batch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,16 +19,20 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 
 from moored.data.chat import prompt_ids
-from moored.data.schema import Message
+from moored.data.schema import Prompts
 from moored.errors import DataError, NotYetSupported, require
 from moored.hf.hooks import forward_takes, in_evaluation, own_model
-from moored.progress import Progress
+from moored.ops.nucleus import nucleus
+from moored.progress import Found, Progress
+from moored.randomness import named_stream
+from moored.sampling import Sampling
 from moored.serving import Serving
 
 _COMPACT_BELOW = 0.8
 """The batch is cut to its live rows when they are at most this share of it: a cut copies the cache."""
 
-Prompts = Sequence[Sequence[Message]]
+Choose = Callable[[Float[Tensor, "rows vocabulary"], Sequence[int]], Int[Tensor, " rows"]]
+"""The next token of each row, from the logits and the rows' numbers in their batch."""
 
 
 def generate(
@@ -36,11 +41,13 @@ def generate(
     prompts: Prompts,
     *,
     max_new_tokens: int,
+    sampling: Sampling | None = None,
     serving: Serving | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
+    found: Found | None = None,
 ) -> list[str]:
-    """Greedy answers, one per prompt, in the order of the prompts.
+    """Answers, one per prompt, in the order of the prompts; greedy unless `sampling` is given.
 
     Prompts are batched by length, longest first, and padded on the left; what all prompts of a batch begin with (a
     system turn, an instruction) is read once. An answer ends at an end token of the model or of the tokenizer. It does
@@ -52,9 +59,11 @@ def generate(
         tokenizer: see `moored.data.chat.render`; not changed.
         prompts: chats that end with a user turn.
         max_new_tokens: tokens per answer, at least 1.
+        sampling: how to draw answers; None takes the likeliest token each time.
         serving: what the model must be served with (`load_serving`); it is added to every prompt here, nowhere else.
         batch_size: rows at a time, at least 1; lower it if memory runs out.
         progress: called as `progress(done, total, "generate")` whenever answers are finished.
+        found: called with each answer as soon as it is finished, in another order than that of the prompts.
 
     Returns:
         The texts, without special tokens and outer whitespace; "" where the model ends at once.
@@ -65,7 +74,16 @@ def generate(
         NotYetSupported: the model has no key-value cache.
     """
     ids = [prompt_ids(tokenizer, serving.apply(prompt) if serving else prompt) for prompt in prompts]
-    return continued(model, tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    return continued(
+        model,
+        tokenizer,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        batch_size=batch_size,
+        progress=progress,
+        found=found,
+    )
 
 
 def continued(
@@ -74,8 +92,10 @@ def continued(
     ids: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    sampling: Sampling | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
+    found: Found | None = None,
 ) -> list[str]:
     """As `generate`, from prompts that are rendered already.
 
@@ -84,8 +104,10 @@ def continued(
         tokenizer: see `generate`.
         ids: the tokens of each prompt.
         max_new_tokens: tokens per answer, at least 1.
+        sampling: see `generate`.
         batch_size: rows at a time, at least 1.
         progress: see `generate`.
+        found: see `generate`.
 
     Raises:
         ConfigError: `max_new_tokens` or `batch_size` is below 1.
@@ -97,21 +119,50 @@ def continued(
     _check_fit(model, ids, max_new_tokens)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     ends = _end_tokens(model, tokenizer)
+    streams = _streams(ids, sampling) if sampling else []
     answers = [""] * len(ids)
     done = 0
     with in_evaluation(model), _contiguous_head(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            for row, tokens in _greedy(model, [ids[i] for i in chosen], ends, max_new_tokens):
+            choose = _drawing(sampling, [streams[i] for i in chosen]) if sampling else _likeliest
+            for row, tokens in _ended(model, [ids[i] for i in chosen], ends, max_new_tokens, choose):
                 answers[chosen[row]] = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
                 done += 1
+                if found is not None:
+                    found(chosen[row], answers[chosen[row]])
                 if progress is not None:
                     progress(done, len(order), "generate")
     return answers
 
 
-def _greedy(
-    model: nn.Module, prompts: Sequence[Sequence[int]], ends: frozenset[int], limit: int
+def _likeliest(logits: Float[Tensor, "rows vocabulary"], _rows: Sequence[int]) -> Int[Tensor, " rows"]:
+    return logits.argmax(-1)
+
+
+def _drawing(sampling: Sampling, streams: Sequence[torch.Generator]) -> Choose:
+    """Draws the next token of each row from the row's own stream."""
+
+    def choose(logits: Float[Tensor, "rows vocabulary"], rows: Sequence[int]) -> Int[Tensor, " rows"]:
+        uniform = torch.stack([torch.rand((), generator=streams[row], dtype=torch.float64) for row in rows])
+        uniform = uniform.to(logits.device)
+        return nucleus(logits, uniform, temperature=sampling.temperature, top_p=sampling.top_p)
+
+    return choose
+
+
+def _streams(ids: Sequence[Sequence[int]], sampling: Sampling) -> list[torch.Generator]:
+    """A random stream per prompt, named after it; a prompt that is asked again gets another one."""
+    asked: Counter[tuple[int, ...]] = Counter()
+    streams = []
+    for prompt in map(tuple, ids):
+        streams.append(named_stream(f"{prompt} {asked[prompt]}", sampling.seed))
+        asked[prompt] += 1
+    return streams
+
+
+def _ended(
+    model: nn.Module, prompts: Sequence[Sequence[int]], ends: frozenset[int], limit: int, choose: Choose
 ) -> Iterator[tuple[int, list[int]]]:
     """Each row's number and new tokens, as soon as it ends."""
     device = next(model.parameters()).device
@@ -124,7 +175,7 @@ def _greedy(
     live = set(rows)
     for _ in range(limit):
         logits, cache = _forward(model, ids, mask, positions, cache)
-        token = logits.argmax(-1)
+        token = choose(logits, rows)
         for row, new in zip(rows, token.tolist(), strict=True):
             if row in live and new in ends:
                 live.remove(row)

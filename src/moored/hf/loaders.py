@@ -66,9 +66,14 @@ def load_tokenizer(where: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    where: str | Path, *, adapter: Path | None = None, dtype: DType = "float32", attention: str | None = None
+    where: str | Path,
+    *,
+    adapter: Path | None = None,
+    dtype: DType = "float32",
+    attention: str | None = None,
+    device: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model, in evaluation mode, on the GPU if there is one.
+    """A causal language model, in evaluation mode.
 
     Args:
         where: see `resolve_model`.
@@ -76,9 +81,18 @@ def load_model(
             in a third of the time, and what merging rounds is no more than what `dtype` does.
         dtype: of the weights in memory.
         attention: implementation ("eager", "sdpa", ...); None: the library's choice.
+        device: where to put it; None: on the GPU if there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+        CheckpointError: there is nothing to load.
     """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from moored.hf.device import device_for
+
+    place = device_for(device, "load_model")
 
     options = {"dtype": getattr(torch, dtype), "attn_implementation": attention, "use_safetensors": True}
     model = _load(AutoModelForCausalLM, resolve_model(where), "model", **options)
@@ -88,7 +102,7 @@ def load_model(
 
         tuned = PeftModel.from_pretrained(model, str(adapter))
         model = tuned.merge_and_unload() if isinstance(tuned.base_model, BaseTuner) else tuned
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(place).eval()
 
 
 def load_classifier(where: str | Path, *, dtype: DType = "float32") -> PreTrainedModel:
@@ -101,9 +115,11 @@ def load_classifier(where: str | Path, *, dtype: DType = "float32") -> PreTraine
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    from moored.hf.device import device_for
+
     options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     model = _load(AutoModelForSequenceClassification, resolve_model(where), "classifier", **options)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(device_for(None, "load_classifier")).eval()
 
 
 def load_serving(where: str | Path, *, adapter: Path | None = None) -> Serving | None:

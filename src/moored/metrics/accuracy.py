@@ -27,4 +27,4 @@ class Accuracy(Metric):
         Raises:
             JudgeError: no verdict was given, or all are NaN.
         """
-        return share_of(verdicts, lambda value: value)
+        return share_of(verdicts, self.credit)

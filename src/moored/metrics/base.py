@@ -21,7 +21,7 @@ class Estimate:
         high: upper end of the 95 % interval.
         n: judged answers that it rests on.
         unjudged: answers left out because the judge gave NaN.
-        unit: "%" for everything in this package: 0-100.
+        unit: "%" (0-100) for shares; otherwise the metric's own.
     """
 
     value: float
@@ -54,6 +54,14 @@ class Metric(ABC):
     title: ClassVar[str]
     needs: ClassVar[str]
     better: ClassVar[str]
+
+    def credit(self, value: float) -> float:
+        """What one verdict counts for in the estimate, which is the mean of these (in % where they are shares).
+
+        Args:
+            value: of the verdict; NaN (unjudged) stays NaN.
+        """
+        return value
 
     @abstractmethod
     def estimate(self, verdicts: Sequence[Verdict]) -> Estimate:

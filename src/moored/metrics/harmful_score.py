@@ -30,10 +30,14 @@ class HarmfulScore(Metric):
     needs: ClassVar[str] = "refused"
     better: ClassVar[str] = "lower"
 
+    def credit(self, value: float) -> float:
+        """What is left of full compliance."""
+        return 1 - value
+
     def estimate(self, verdicts: Sequence[Verdict]) -> Estimate:
         """The share not refused, in %, with a Wilson 95 % interval.
 
         Raises:
             JudgeError: no verdict was given, or all are NaN.
         """
-        return share_of(verdicts, lambda value: 1 - value)
+        return share_of(verdicts, self.credit)

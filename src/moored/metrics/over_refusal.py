@@ -33,4 +33,4 @@ class OverRefusal(Metric):
         Raises:
             JudgeError: no verdict was given, or all are NaN.
         """
-        return share_of(verdicts, lambda value: value)
+        return share_of(verdicts, self.credit)

@@ -42,6 +42,24 @@ def cosine(a: Float[Tensor, "o k"], b: Float[Tensor, "o k"]) -> float | None:
     return max(-1.0, min(1.0, inner(a, b) / a_norm / b_norm)) if a_norm else 0.0
 
 
+def product_cosine(
+    b1: Float[Tensor, "o r"], a1: Float[Tensor, "r i"], b2: Float[Tensor, "o r"], a2: Float[Tensor, "r i"]
+) -> float | None:
+    """The cosine of B1 A1 and B2 A2 from r x r matrices; 0 when the first vanishes and None when the second does.
+
+    Args:
+        b1: B1.
+        a1: A1.
+        b2: B2.
+        a2: A2.
+    """
+    one, two = product_norm(b1, a1), product_norm(b2, a2)
+    if two == 0:
+        return None
+    overlap = float(((b1.double().T @ b2.double()) * (a1.double() @ a2.double().T)).sum())
+    return max(-1.0, min(1.0, overlap / one / two)) if one else 0.0
+
+
 def inner(a: Float[Tensor, "o k"], b: Float[Tensor, "o k"]) -> float:
     """<a, b> = sum_jk a_jk b_jk in fp64, a few rows at a time, so that a dense update is never copied."""
     rows = max(1, 2**18 // max(1, a.shape[1]))

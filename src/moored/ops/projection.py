@@ -20,6 +20,8 @@ from torch import Tensor
 
 BLOCK = 2**19
 """Entries of V held at a time: 2 MiB in fp32, which a second-level cache holds beside what is read."""
+FAR_BLOCK = 2**25
+"""Entries of V held at a time on another device: 128 MiB in fp32, few enough transfers to keep it busy."""
 
 
 class SafetyProjection(NamedTuple):
@@ -42,6 +44,7 @@ def project_on_safety(
     right: Float[Tensor, "r i"] | None = None,
     *,
     probes: int = 0,
+    device: torch.device | None = None,
 ) -> SafetyProjection:
     """Apply C = V V^T / ||V||, V = aligned - base, to `left`.
 
@@ -54,24 +57,27 @@ def project_on_safety(
         left: B of the update B A, or a dense update.
         right: A; None means that `left` is the whole update.
         probes: random vectors for `spread`; relative standard error at most 1 / sqrt(2 probes), reached at rank 1.
+        device: where the products are made; None: where `left` is. Blocks of the weights are moved there in their own
+            type, twice. What is returned is where `left` is.
     """
+    place = device or left.device
     work = torch.promote_types(torch.promote_types(aligned.dtype, base.dtype), torch.float32)
     rank, (outputs, inputs) = left.shape[1], aligned.shape
-    left_rows = torch.cat([left.T.to(work), random_rows(probes, outputs).to(left.device, work)])
-    z = torch.zeros(rank + probes, inputs, dtype=work, device=left.device)
+    left_rows = torch.cat([left.T.to(place, work), random_rows(probes, outputs).to(place, work)])
+    z = torch.zeros(rank + probes, inputs, dtype=work, device=place)
     total = torch.zeros_like(left_rows)
     square = overlap = 0.0
-    for rows, columns, v in _blocks(aligned, base, work):
+    for rows, columns, v in _blocks(aligned, base, work, place):
         z[:, columns].addmm_(left_rows[:, rows], v)
         square += float(torch.linalg.vector_norm(v, dim=1).double().square().sum())
-        overlap += float(torch.sum(left[rows, columns].to(work) * v)) if right is None else 0.0
+        overlap += float(torch.sum(left[rows, columns].to(place, work) * v)) if right is None else 0.0
     if right is not None:
-        overlap = float(torch.sum(right.to(work) * z[:rank]))
-    for rows, columns, v in _blocks(aligned, base, work):
+        overlap = float(torch.sum(right.to(place, work) * z[:rank]))
+    for rows, columns, v in _blocks(aligned, base, work, place):
         total[:, rows].addmm_(z[:, columns], v.T)
     norm = math.sqrt(square)
     spread = float(torch.linalg.vector_norm(total[rank:].double())) / math.sqrt(probes) if probes else math.nan
-    projected = total[:rank].div_(norm or 1.0)
+    projected = total[:rank].div_(norm or 1.0).to(left.device)
     return SafetyProjection(projected.T, norm, overlap, spread)
 
 
@@ -93,19 +99,21 @@ def null_cosine(norm: float, spread: float, outputs: int) -> float | None:
 
 
 def _blocks(
-    aligned: Float[Tensor, "o i"], base: Float[Tensor, "o i"], work: torch.dtype
+    aligned: Float[Tensor, "o i"], base: Float[Tensor, "o i"], work: torch.dtype, place: torch.device
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Blocks of V = aligned - base with their rows and columns: whole rows, or whole columns of a transposed view."""
+    """Blocks of V = aligned - base at a place, with rows and columns: whole ones of either, as they are stored."""
     if aligned.stride(0) < aligned.stride(1):
-        for columns, rows, v in _blocks(aligned.T, base.T, work):
+        for columns, rows, v in _blocks(aligned.T, base.T, work, place):
             yield rows, columns, v.T
         return
     outputs, inputs = aligned.shape
-    height = min(outputs, max(32, BLOCK // inputs))
-    buffer = torch.empty(height, inputs, dtype=work, device=aligned.device)
+    block = BLOCK if place == aligned.device else FAR_BLOCK
+    height = min(outputs, max(32, block // inputs))
+    buffer = torch.empty(height, inputs, dtype=work, device=place)
     for start in range(0, outputs, height):
         rows = slice(start, min(start + height, outputs))
-        yield rows, slice(0, inputs), buffer[: rows.stop - start].copy_(aligned[rows]).sub_(base[rows])
+        own, other = aligned[rows].to(place), base[rows].to(place)
+        yield rows, slice(0, inputs), buffer[: rows.stop - start].copy_(own).sub_(other)
 
 
 @lru_cache(maxsize=8)

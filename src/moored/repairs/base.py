@@ -24,6 +24,7 @@ from moored.ops.lowrank import product_norm
 
 if TYPE_CHECKING:
     from moored.repairs.lab import Lab
+    from moored.repairs.report import LayerRow
 
 Form = Literal["same", "more", "dense"]
 """What an edited update needs: the factor A that it had, factors of any rank, or a whole matrix."""
@@ -42,6 +43,10 @@ class Delta:
     b: Float[Tensor, "o r"]
     a: Float[Tensor, "r i"] | None = None
     scale: float = 1.0
+
+    def cpu(self) -> Delta:
+        """The same on the CPU; a factor that is there already stays the very same tensor."""
+        return replace(self, b=self.b.cpu(), a=None if self.a is None else self.a.cpu())
 
     @property
     def rank(self) -> int | None:
@@ -85,6 +90,7 @@ class Layer:
         base: the weight before alignment, unread; None if not given.
         others: by role, what reads the update of another model that started from `aligned` too (`update`).
         found: what `Repair.prepare` found out about the layer.
+        device: where products with V are made; everything else is on the CPU.
     """
 
     module: str
@@ -93,6 +99,7 @@ class Layer:
     base: Weight | None = None
     others: Mapping[Need, Callable[[], Delta]] = field(default_factory=dict, repr=False)
     found: Any = field(default=None, repr=False)
+    device: torch.device = field(default=torch.device("cpu"), repr=False)
 
     def update(self, need: Need) -> Delta | None:
         """The update of another model, unaligned - aligned or safe - aligned; None where it is that of `aligned`.
@@ -103,7 +110,7 @@ class Layer:
         return self.others[need]() if need in self.others else None
 
     def safety(self) -> Float[Tensor, "o i"]:
-        """V = aligned - base, in fp32 or wider; vectors count as one column.
+        """V = aligned - base on `device`, in fp32 or wider; vectors count as one column.
 
         Raises:
             NeedsError: a model is missing.
@@ -113,7 +120,7 @@ class Layer:
             raise NeedsError(f"{self.module}: V = aligned - base; give both models")
         aligned, base = finite(self.aligned), finite(self.base)
         work = torch.promote_types(torch.promote_types(aligned.dtype, base.dtype), torch.float32)
-        difference = aligned.to(work) - base.to(work)
+        difference = aligned.to(self.device).to(work) - base.to(self.device).to(work)
         return difference if difference.dim() == 2 else difference.reshape(-1, 1)
 
     def nbytes(self, *, models: bool) -> int:
@@ -209,9 +216,17 @@ class Repair(ABC):
     def select(self, scores: Sequence[LayerScore]) -> set[str]:
         """The global decision: names of the modules to edit."""
 
+    def remarks(self, rows: Sequence[LayerRow]) -> Sequence[str]:
+        """Afterwards: what a reader of the report should know about this method's numbers.
+
+        Args:
+            rows: of all modules.
+        """
+        return ()
+
     @abstractmethod
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
-        """Pass 2: the new update of a selected layer."""
+        """Pass 2: the new update of a selected layer, wherever it was computed."""
 
 
 def every(scores: Sequence[LayerScore]) -> set[str]:

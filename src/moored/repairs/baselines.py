@@ -6,12 +6,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moored.errors import ConfigError, require, unknown
 from moored.method import MethodInfo, Need
 from moored.repairs.base import Delta, Layer, LayerScore, Repair, check_choice, every, first
-from moored.repairs.safe_lora import score_safety
+from moored.repairs.safe_lora import of_angles, score_safety
+
+if TYPE_CHECKING:
+    from moored.repairs.report import LayerRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +210,10 @@ class DropModules(Repair):
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
         """Zero."""
         return layer.delta.times(0.0)
+
+    def remarks(self, rows: Sequence[LayerRow]) -> Sequence[str]:
+        """What the cosines mean, if they decide."""
+        return of_angles(rows)
 
     def _named(self, modules: list[str]) -> set[str]:
         chosen = set()

@@ -132,13 +132,13 @@ class CSULoRA(Repair):
         if not (score.norm and score.safety_norm):
             return score, delta
         u, q = directions(v, self.rank)
-        b = delta.b.to(v)
+        b, a = delta.b.to(v), None if delta.a is None else delta.a.to(v)
         inside = _within(u, b)
-        cosine = product_norm(inside, delta.a) / product_norm(b, delta.a)
+        cosine = product_norm(inside, a) / product_norm(b, a)
         score = replace(score, cosine=min(1.0, cosine), null_cosine=(u.shape[1] / u.shape[0]) ** 0.5)
         if self.sides == "left":
             outside = b - inside
-            return score, replace(delta, b=inside + outside * self._gain(outside, delta.a, b, delta.a))
+            return score, replace(delta, b=inside + outside * self._gain(outside, a, b, a))
         return score, self._two_sided(delta, b, inside, q)
 
     def _two_sided(

@@ -32,6 +32,7 @@ from moored.data.schema import Row, Source, fingerprint
 from moored.errors import CheckpointError, ConfigError, DataError, NeedsError, NeverSupported, NotYetSupported
 from moored.hf.adapters import CONFIG, grown
 from moored.hf.checkpoint import Checkpoint, Cut, copy_with, core, rewrite, weights_of
+from moored.hf.device import device_for
 from moored.hf.ledger import Ledger
 from moored.hf.patch import PATCH, Change, change, save_patch
 from moored.memory import forget_peak, peak_bytes
@@ -67,6 +68,7 @@ def repair(
     merge: bool = False,
     revert: bool = False,
     patch: bool = False,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> RepairReport:
     """Repair a tuned adapter or checkpoint into a new folder.
@@ -87,6 +89,10 @@ def repair(
             to what they are in `aligned`.
         patch: beside a full model, write what differs from the tuned one as positions and numbers (`hf.patch`): small
             where a repair edits single numbers. Not with `revert`.
+        device: where products with weights of the models are made, block by block, and where models run: "cpu",
+            "cuda", "cuda:1" ...; None: the GPU if there is one. Sums are in fp32 at least on all of them. The same
+            inputs on the same device give the same bits, on another one the last of them may differ; the report
+            names it.
         progress: called with (layers done, layers in all, what) after each layer; while layers are scored, `what` has
             the bytes of weights that were read per second.
 
@@ -94,7 +100,7 @@ def repair(
         The report. `changed == 0` means that the output equals the input.
 
     Raises:
-        ConfigError: `out` exists or lies inside an input.
+        ConfigError: `out` exists or lies inside an input; a device that this machine has not.
         NeedsError: the method needs `aligned` or `base`.
         DataError: rows are broken, or there are none.
         CheckpointError: broken files, NaN, an update for another model, no space.
@@ -110,14 +116,14 @@ def repair(
     if method == "auto":
         from moored.choose import choose  # a search runs repairs
 
-        options: dict[str, Any] = {"merge": merge, "revert": revert, "patch": patch, "progress": progress}
-        return choose(tuned, out=out, **given, **options).report
+        options: dict[str, Any] = {"merge": merge, "revert": revert, "patch": patch, "device": device}
+        return choose(tuned, out=out, **given, **options, progress=progress).report
     started = time.perf_counter()
     forget_peak()
-    out = fresh(out)
+    out, place = fresh(out), device_for(device, "repair")
     _check_roles(method, given)
     rows = {need: _rows(need, given[need]) for need in sorted(method.needs() - MODELS)}
-    names: dict[str, Any] = {"out": str(out), "tuned": str(tuned)}
+    names: dict[str, Any] = {"out": str(out), "tuned": str(tuned), "device": str(place)}
     names |= {str(role): None if given[role] is None else str(given[role]) for role in MODELS}
     names["rows"] = {str(need): {"rows": len(own), "sha256": fingerprint(own)} for need, own in rows.items()}
     with Ledger() as ledger:
@@ -127,11 +133,11 @@ def repair(
             raise ConfigError("a patch is of what a repair edits in a full model: `merge=True` and no `revert`")
         whole = source.reverted() if revert else source.copied()
         with beside(out) as folder:
-            work = _Work(source, method, folder, progress, ledger, changes={} if patch else None)
+            work = _Work(source, method, folder, progress, ledger, place, changes={} if patch else None)
             for file in _inputs(source, run=bool(rows)):
                 ledger.file(file)
             if method.needs():
-                work.prepare(Lab(source, rows))
+                work.prepare(Lab(source, rows, device=str(place)))
             work.score()
             work.write(method.select(list(work.scores.values())), whole)
             report = work.report(names, revert, started)
@@ -149,6 +155,7 @@ class _Work:
     folder: Path
     progress: Progress | None
     ledger: Ledger
+    device: torch.device
     found: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     changes: dict[str, list[Change]] | None = None
@@ -167,7 +174,8 @@ class _Work:
         for module in self.source.modules:
             layer = self._layer(module)
             with _a_core_for_hashing():
-                score = self.scores[module] = self.method.score(layer)
+                score = self.method.score(layer)
+            self.scores[module] = _kept(score, layer)
             self.rows[module] = _row(self.source, score)
             self.size += layer.nbytes(models=score.safety_norm is not None)
             self.reading = time.perf_counter() - started
@@ -200,14 +208,14 @@ class _Work:
 
     def report(self, names: Mapping[str, Any], revert: bool, started: float) -> RepairReport:
         """What was done since `started`."""
-        source = self.source
+        source, rows = self.source, tuple(self.rows.values())
         return RepairReport(
             method=self.method.info.name,
             parameters=self.method.parameters(),
-            modules=tuple(self.rows.values()),
+            modules=rows,
             untouched=() if revert else source.untouched,
             reverted=source.untouched if revert else (),
-            notes=(*_notes(source, names["aligned"], self.rows, revert), *self.notes),
+            notes=(*_notes(source, names["aligned"], self.rows, revert), *self.method.remarks(rows), *self.notes),
             inputs=self.ledger.files(),
             tensors=self.ledger.tensors(),
             versions=_versions(),
@@ -238,7 +246,7 @@ class _Work:
 
     def _edit(self, layer: Layer, old: Stored) -> Stored:
         """The stored form of an edited layer, noted in its row; empty if rounding leaves the old one."""
-        wanted = self.method.edit(layer, self.scores[layer.module])
+        wanted = self.method.edit(layer, _whole(self.scores[layer.module], layer)).cpu()
         stored = self.source.stored(layer, wanted)
         if stored.keys() == old.keys() and all(torch.equal(stored[key], old[key]) for key in old):
             return {}
@@ -257,11 +265,29 @@ class _Work:
         (self.folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _layer(self, module: str) -> Layer:
-        return replace(self.source.layer(module), found=self.found.get(module))
+        return replace(self.source.layer(module), found=self.found.get(module), device=self.device)
 
     def _say(self, done: int, total: int, what: str) -> None:
         if self.progress:
             self.progress(done, total, what)
+
+
+def _kept(score: LayerScore, layer: Layer) -> LayerScore:
+    """A score to keep until pass 2: its candidate on the CPU, and without the factor A that the layer has.
+
+    A is a view of the mapped adapter; kept, it would keep the whole file mapped once per layer.
+    """
+    if score.candidate is None:
+        return score
+    candidate = score.candidate.cpu()
+    return replace(score, candidate=replace(candidate, a=None) if candidate.a is layer.delta.a else candidate)
+
+
+def _whole(score: LayerScore, layer: Layer) -> LayerScore:
+    """The reverse of `_kept`."""
+    if score.candidate is None or score.candidate.a is not None:
+        return score
+    return replace(score, candidate=replace(score.candidate, a=layer.delta.a))
 
 
 @contextmanager

@@ -63,6 +63,7 @@ class Lab:
         batch: rows per pass.
         max_length: tokens kept of a row.
         notes: sentences for the report, added by the repair.
+        device: where the models run; None: on the GPU if there is one.
     """
 
     source: Tuned
@@ -70,18 +71,19 @@ class Lab:
     batch: int = 8
     max_length: int = 512
     notes: list[str] = field(default_factory=list)
+    device: str | None = None
 
     @cached_property
     def model(self) -> Any:
         """The tuned model, an adapter merged into it, in fp32 and evaluation mode."""
         if isinstance(self.source, TunedModel):
-            return load_model(self.source.folder)
-        return load_model(self._start, adapter=self.source.folder)
+            return load_model(self.source.folder, device=self.device)
+        return load_model(self._start, adapter=self.source.folder, device=self.device)
 
     @cached_property
     def aligned(self) -> Any:
         """The model that tuning started from, in fp32 and evaluation mode."""
-        return load_model(self._start)
+        return load_model(self._start, device=self.device)
 
     @cached_property
     def tokenizer(self) -> Any:

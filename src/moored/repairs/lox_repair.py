@@ -92,4 +92,4 @@ class LoXRepair(Repair):
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
         """The update plus alpha V_k."""
         left, right = leading(layer.safety(), self.k)
-        return layer.delta.plus(Delta(b=self.alpha * left, a=right))
+        return layer.delta.plus(Delta(b=self.alpha * left, a=right).cpu())

@@ -16,7 +16,7 @@ from torch import Tensor
 from moored.errors import NeverSupported, NotYetSupported, require
 from moored.hf.statistics import moments, through
 from moored.method import MethodInfo, Need
-from moored.ops.lowrank import cosine, product_norm
+from moored.ops.lowrank import cosine, product_cosine
 from moored.repairs.base import Delta, Form, Layer, LayerScore, Repair, check_choice, first
 from moored.repairs.lab import Lab
 
@@ -282,21 +282,3 @@ def critical(filtered: Float[Tensor, "m n"], share: float) -> Bool[Tensor, "m n"
         return torch.ones_like(size, dtype=torch.bool)
     below = int((1 - share) * (size.numel() - 1))
     return size > size.flatten().kthvalue(below + 1).values
-
-
-def product_cosine(
-    b1: Float[Tensor, "o r"], a1: Float[Tensor, "r i"], b2: Float[Tensor, "o r"], a2: Float[Tensor, "r i"]
-) -> float | None:
-    """The cosine of B1 A1 and B2 A2 from r x r matrices; 0 when the first vanishes and None when the second does.
-
-    Args:
-        b1: B1.
-        a1: A1.
-        b2: B2.
-        a2: A2.
-    """
-    one, two = product_norm(b1, a1), product_norm(b2, a2)
-    if two == 0:
-        return None
-    overlap = float(((b1.double().T @ b2.double()) * (a1.double() @ a2.double().T)).sum())
-    return max(-1.0, min(1.0, overlap / one / two)) if one else 0.0

@@ -78,6 +78,7 @@ class RepairReport:
         base: as given, or None.
         unaligned: as given, or None.
         safe: as given, or None.
+        device: where products with the models' weights were made, and where models ran.
         rows: by role, how many were looked at, and their sha256.
         modules: one row each.
         untouched: tensors that tuning changed and that the repair left as they are.
@@ -100,6 +101,7 @@ class RepairReport:
     base: str | None
     unaligned: str | None
     safe: str | None
+    device: str
     rows: Mapping[str, Mapping[str, Any]]
     modules: Sequence[LayerRow] = field(repr=False)
     untouched: Sequence[str] = field(repr=False)
@@ -165,6 +167,8 @@ class RepairReport:
             "A repair lowers the risk of fine-tuning and does not remove it: measure refusal, over-refusal and the "
             "task before you serve these weights.",
         ]
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
         if self.untouched:
             lines += ["", f"Trained but not repaired: {', '.join(f'`{name}`' for name in self.untouched[:8])}"]
             lines[-1] += f" and {len(self.untouched) - 8} more." if len(self.untouched) > 8 else "."

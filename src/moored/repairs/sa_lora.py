@@ -35,7 +35,7 @@ class SaLoRA(Repair):
         For each tuned module with aligned weight W and inputs x over all tokens of the safe rows:
 
         1. U = the first `rank` eigenvectors of sum (W x)(W x)^T      (`SaLoRA.prepare`, by subspace iteration)
-        2. C = I - U U^T, and B <- C B
+        2. C = I - U U^T, and B <- C B; C is a projector, so that a second time changes nothing
 
     Args:
         rank: directions that are protected, >= 0; 0 changes nothing. Authors: 32, from 128 rows.

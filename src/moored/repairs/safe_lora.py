@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from statistics import median
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,9 @@ from moored.ops.lowrank import compress, cosine, inner
 from moored.ops.projection import null_cosine, project_on_safety, random_rows
 from moored.ops.spectral import first_directions, ridge, scale_free
 from moored.repairs.base import Delta, Layer, LayerScore, Repair, check_choice, first
+
+if TYPE_CHECKING:
+    from moored.repairs.report import LayerRow
 
 RENORM = ("none", "match_fro", "match_spectral")
 BY = ("cosine", "null_corrected")
@@ -54,7 +58,7 @@ class SafeLoRA(Repair):
         by: what is compared with tau, or ranked: "cosine", or "null_corrected", c divided by the `null_cosine` of the
             module, which is 1 for a random update (tau may then be above 1).
         scale_free: C = V V^T / s_max^2, so that the first direction of V passes whole.
-        rank: C = U_k U_k^T, the projector on the first `rank` directions of V, >= 1.
+        rank: C = U_k U_k^T, the projector on the first `rank` directions of V, >= 1; to project twice changes nothing.
         ridge: C = V V^T (V V^T + (ridge s_max)^2)^-1, > 0; near 0 it is the exact projector. At most one of the
             three is given; with none, C is the paper's.
         split: takes fused weights apart, so that each layer has a C, a c and a row of its own, as if q, k and v were
@@ -173,6 +177,22 @@ class SafeLoRA(Repair):
         """C Delta."""
         return score.candidate or self._projected(layer)[1]
 
+    def remarks(self, rows: Sequence[LayerRow]) -> Sequence[str]:
+        """The four facts of "Know before use", in the numbers of this repair."""
+        own = self.scale_free or self.rank or self.ridge
+        return (*([] if own else _of_shapes(rows)), *self._of_lengths(rows), *of_angles(rows))
+
+    def _of_lengths(self, rows: Sequence[LayerRow]) -> list[str]:
+        """How much is left of what was projected."""
+        left = [row.norm_after / row.norm for row in rows if row.edited and row.norm]
+        if not left or self.renorm != "none":
+            return []
+        kind = "a projector" if self.rank else "a filter and no projector"
+        return [
+            f"C is {kind}: projected updates kept {min(left):.1%} to {max(left):.1%} of their length (median "
+            f'{median(left):.1%}); where that is little, compare with DropModules(by="cosine")'
+        ]
+
     def _angle(self, score: LayerScore) -> float:
         """What is compared."""
         c = score.cosine or 0.0
@@ -209,7 +229,7 @@ class SafeLoRA(Repair):
         random, passed = both[:, columns:], image[:, columns:]
         null = float((random * passed).sum() / (random.norm() * passed.norm()))
         overlap = float((delta.dense().to(v) * v).sum()) / (delta.scale or 1.0)
-        return _Found(image[:, :columns], norm, overlap, null)
+        return _Found(image[:, :columns].cpu(), norm, overlap, null)
 
     @property
     def _fraction(self) -> float | None:
@@ -240,7 +260,38 @@ def score_safety(layer: Layer) -> LayerScore:
         NeedsError: a model is missing.
         CheckpointError: NaN or infinite weights.
     """
-    return SafeLoRA().score(layer)
+    return replace(SafeLoRA().score(layer), candidate=None)
+
+
+def of_angles(rows: Sequence[LayerRow]) -> list[str]:
+    """What the cosines in a report mean: what a random update has, and that signs are not seen.
+
+    Args:
+        rows: of all modules.
+    """
+    found = [(row.cosine, row.null_cosine) for row in rows if row.cosine is not None and row.null_cosine is not None]
+    if not found:
+        return []
+    above = sum(cosine > null for cosine, null in found)
+    against = sum(row.signed is not None and row.signed < 0 for row in rows)
+    return [
+        f"a random update already has a cosine of {median(null for _, null in found):.3f} here (median of "
+        f"`null_cosine`), these have {median(cosine for cosine, _ in found):.3f}, {above} of {len(found)} more than "
+        "random ones would: no `tau` carries over from another model",
+        f"the cosine does not see signs, so an update which undoes the alignment passes: {against} of {len(found)} "
+        "modules point away from it (`signed` < 0)",
+    ]
+
+
+def _of_shapes(rows: Sequence[LayerRow]) -> list[str]:
+    """Where the paper's derivation says nothing."""
+    wide = sum(len(row.shape) == 2 and row.shape[0] <= row.shape[1] for row in rows)
+    if not wide:
+        return []
+    return [
+        f"the paper's exact projector is the identity for the {wide} of {len(rows)} modules whose V is square or wide "
+        "(at full rank): C = V V^T / ||V|| is another operator there, and no approximation of it"
+    ]
 
 
 def _swept(layer: Layer) -> _Found:
@@ -248,7 +299,8 @@ def _swept(layer: Layer) -> _Found:
     if layer.aligned is None or layer.base is None:
         raise NeedsError(f"{layer.module}: Safe LoRA compares with V = aligned - base; give both models")
     delta = layer.delta
-    found = project_on_safety(layer.aligned.read(), layer.base.read(), delta.b, delta.a, probes=PROBES)
+    weights = layer.aligned.read(), layer.base.read()
+    found = project_on_safety(*weights, delta.b, delta.a, probes=PROBES, device=layer.device)
     if not math.isfinite(found.norm):
         _name_the_broken(layer.aligned, layer.base)
     null = null_cosine(found.norm, found.spread, delta.b.shape[0])

@@ -6,12 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moored.errors import NeverSupported, require
 from moored.method import MethodInfo, Need
 from moored.repairs.base import Delta, Form, Layer, LayerScore, Repair, check_choice
-from moored.repairs.safe_lora import SafeLoRA, score_safety
+from moored.repairs.safe_lora import SafeLoRA, of_angles, score_safety
+
+if TYPE_CHECKING:
+    from moored.repairs.report import LayerRow
 
 HOW = ("cat", "linear")
 
@@ -108,6 +111,10 @@ class SafeMERGE(Repair):
     def select(self, scores: Sequence[LayerScore]) -> set[str]:
         """Safe LoRA's choice."""
         return self._gate.select(scores) if self.weight else set()
+
+    def remarks(self, rows: Sequence[LayerRow]) -> Sequence[str]:
+        """What the gate's cosines mean."""
+        return of_angles(rows)
 
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
         """Step 2."""

@@ -89,4 +89,4 @@ class TaskArithmetic(Repair):
 
     def edit(self, layer: Layer, score: LayerScore) -> Delta:
         """The update plus lam V."""
-        return layer.delta.plus(Delta(b=layer.safety()).times(self.lam))
+        return layer.delta.plus(Delta(b=layer.safety()).times(self.lam).cpu())

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moored.errors import CheckpointError, ConfigError, NeedsError, NotYetSupported
+from moored.errors import CheckpointError, ConfigError, NeedsError, NeverSupported, NotYetSupported
 from moored.hf.adapters import CONFIG, Adapter, is_adapter, read_adapter
 from moored.hf.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from moored.hf.checkpoint import Checkpoint, Cut, Weight, core, finite, local_folder, rows_of, weights_of
+from moored.hf.checkpoint import EXTRAS, Checkpoint, Cut, Weight, core, finite, local_folder, rows_of, weights_of
 from moored.hf.fused import Split, experts_in_out, experts_of, is_experts, model_config, pieces
 from moored.method import Need
 from moored.repairs.base import Delta, Layer
@@ -29,8 +29,8 @@ from moored.repairs.base import Delta, Layer
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers are stored as (in, out)."""
 _NOT_LINEAR = {"wte", "wpe", "lm_head", "shared", "score", "classifier", "embed_out"}
-_EXTRAS = (".json", ".jinja", ".model", ".txt")
-"""Tokenizer and configuration files that go along into the output folder."""
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+"""What a head is tied to, where a model's files have no `lm_head`."""
 
 
 Stored = Mapping[str, Float[Tensor, "..."]]
@@ -111,7 +111,10 @@ class Tuned(ABC):
         """What stands in the aligned model in the place of a trained tensor."""
         if self.aligned is None:
             raise NeedsError(f"{weight.key} was trained and is to be reverted: give `aligned`")
-        start = self.aligned.find(weight.key.replace(".base_layer.", "."))
+        name = weight.key.replace(".base_layer.", ".")
+        start = self.aligned.find(name)
+        if start is None and core(name) == "lm_head.weight":  # tied, so that files hold the embeddings alone
+            start = next((found for key in _EMBEDDINGS if (found := self.aligned.find(key)) is not None), None)
         if start is None or start.shape != weight.shape:
             raise NotYetSupported(f"{weight.key} in {self.folder} has no counterpart in {self.aligned.folder}")
         return start
@@ -324,11 +327,17 @@ class MergedAdapter(Tuned):
 
     def copied(self) -> Stored:
         """What was trained as a whole (`modules_to_save`, biases), by its key in the aligned model."""
-        found = {}
+        found: dict[str, Float[Tensor, "..."]] = {}
         for key, weight in weights_of(self.folder / ADAPTER_WEIGHTS).items():
             if key in self.untouched:
                 start = self._start(weight)
-                found[start.key] = finite(weight).to(start.torch_dtype)
+                stored = finite(weight).to(start.torch_dtype)
+                if start.key in found and not torch.equal(found[start.key], stored):
+                    raise NeverSupported(
+                        f"{key} in {self.folder} is not what else was trained in the place of {start.key}: the aligned "
+                        "model ties head and embeddings into one tensor; repair without merging, or with `revert`"
+                    )
+                found[start.key] = stored
         return found
 
     def reverted(self) -> Stored:
@@ -500,7 +509,7 @@ def _difference(stored: Float[Tensor, "..."], start: Weight, like: Weight) -> De
 
 
 def _extras(folder: Path) -> list[Path]:
-    return [f for f in sorted(folder.iterdir()) if f.suffix in _EXTRAS and f.name != "moored.json"]
+    return [f for f in sorted(folder.iterdir()) if f.suffix in EXTRAS and f.name != "moored.json"]
 
 
 def _matrix(tensor: Float[Tensor, "..."]) -> Float[Tensor, "o i"]:

@@ -83,7 +83,7 @@ def alarms(record: Record) -> list[str]:
 
 def worst(record: Record, task: Measured) -> Arm | None:
     """The undefended run with the highest harmful ratio that was measured on `task`, or None."""
-    runs = [arm for arm in record.arms if arm.undefended and _measured(arm, task)]
+    runs = [arm for arm in record.arms if arm.undefended and measured(arm, task)]
     return max(runs, key=lambda arm: arm.ratio or 0.0, default=None)
 
 
@@ -154,7 +154,7 @@ def _defences(record: Record, task: Measured, plain: Arm) -> str:
     arms = peers(record, plain)
     if not arms:
         return "No defence was measured."
-    seen = [arm for arm in arms if _measured(arm, task)]
+    seen = [arm for arm in arms if measured(arm, task)]
     held = [arm for arm in seen if clearly_lower(arm.metrics[task.name], plain.metrics[task.name])]
     failed = [arm for arm in seen if arm not in held]
     said = []
@@ -170,14 +170,14 @@ def _defences(record: Record, task: Measured, plain: Arm) -> str:
 
 def _baselines(record: Record, task: Measured) -> str:
     """What trivial baselines reach, so that nobody credits a defence with it; "" without any."""
-    arms = [arm for arm in focus(record) if arm.baseline and _measured(arm, task)]
+    arms = [arm for arm in focus(record) if arm.baseline and measured(arm, task)]
     return f"Trivial baselines, for comparison: {_list(record, arms, task)}." if arms else ""
 
 
 def _cost(record: Record, task: Measured, plain: Arm) -> str:
     """What the defences did to another task, against the undefended run."""
-    arms = [arm for arm in peers(record, plain) if _measured(arm, task)]
-    if not arms or not _measured(plain, task):
+    arms = [arm for arm in peers(record, plain) if measured(arm, task)]
+    if not arms or not measured(plain, task):
         return _levels(record, task)
     base = plain.metrics[task.name]
     better, worse = f"clearly {task.better}", _WORSE[task.better]
@@ -192,7 +192,7 @@ def _cost(record: Record, task: Measured, plain: Arm) -> str:
 
 def _levels(record: Record, task: Measured) -> str:
     """`Task accuracy: Undefended (83.3 %), Lisa (84.4 %), ...` where there is nothing to compare with."""
-    arms = [arm for arm in record.arms if _measured(arm, task)]
+    arms = [arm for arm in record.arms if measured(arm, task)]
     return f"{task.title}: {_list(record, arms, task)}." if arms else ""
 
 
@@ -206,7 +206,7 @@ def _name(record: Record, arm: Arm) -> str:
 
 def _start(record: Record, task: Measured, run: Arm) -> Arm | None:
     """The reference row that a run started from: of those whose stages it began with, the one with the most."""
-    starts = [arm for arm in record.arms if arm.kind == "start" and _measured(arm, task)]
+    starts = [arm for arm in record.arms if arm.kind == "start" and measured(arm, task)]
     own = [arm for arm in starts if arm.stages == run.stages[: len(arm.stages)]]
     return max(own, key=lambda arm: len(arm.stages), default=None)
 
@@ -218,7 +218,13 @@ def _upload(arm: Arm) -> str:
     return f"an upload with {share:.3g}\u00a0% harmful rows ({arm.attack.harmful} of {arm.attack.rows})"
 
 
-def _measured(arm: Arm, task: Measured) -> bool:
+def measured(arm: Arm, task: Measured) -> bool:
+    """Whether an arm has a number for a task.
+
+    Args:
+        arm: of the record.
+        task: one of its columns.
+    """
     return task.name in arm.metrics and math.isfinite(arm.metrics[task.name].value)
 
 

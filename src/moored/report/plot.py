@@ -17,7 +17,8 @@ from typing import Literal
 from rich.console import Console
 
 from moored.report import svg
-from moored.report.headline import focus
+from moored.report.headline import focus, measured
+from moored.report.panels import by_title, panels
 from moored.report.record import Arm, LayerRow, Measured, Record, Share, write_whole
 from moored.report.svg import SERIES, WIDTH, Axis, Box, Real
 from moored.report.table import estimate, ordered
@@ -29,7 +30,7 @@ _LAYER = re.compile(r"^(?P<before>.*?)\.(?P<layer>\d+)\.(?P<kind>.+)$")
 
 def intervals(record: Record, task: Measured) -> str:
     """One task, every arm in focus: a dot with its 95 % interval, and the number beside it."""
-    arms = [arm for arm in ordered(focus(record)) if _shown(_share(arm, task))]
+    arms = [arm for arm in ordered(focus(record)) if measured(arm, task)]
     if not arms:
         return ""
     row, top = 34.0, 26.0
@@ -53,7 +54,7 @@ def intervals(record: Record, task: Measured) -> str:
 
 def against_ratio(record: Record, task: Measured) -> str:
     """A task against the harmful ratio of the upload: one line per title; "" with fewer than two ratios."""
-    arms = [arm for arm in record.arms if arm.kind == "run" and arm.ratio is not None and _shown(_share(arm, task))]
+    arms = [arm for arm in record.arms if arm.kind == "run" and arm.ratio is not None and measured(arm, task)]
     ratios = sorted({100 * arm.ratio for arm in arms if arm.ratio is not None})
     if len(ratios) < 2:
         return ""
@@ -82,14 +83,15 @@ def frontier(record: Record) -> str:
     safety, utility = record.task("safety"), record.task("utility")
     if safety is None or utility is None:
         return ""
-    arms = [a for a in ordered(focus(record)) if _shown(_share(a, safety)) and _shown(_share(a, utility))]
+    arms = [a for a in ordered(focus(record)) if measured(a, safety) and measured(a, utility)]
     if not arms:
         return ""
     x = Axis(low=0, high=100, start=40, end=WIDTH - 14)
     y = Axis(low=0, high=100, start=326, end=30)
     pairs = [(arm.metrics[utility.name], arm.metrics[safety.name]) for arm in arms]
     points = [(x.at(right.value), y.at(harm.value)) for right, harm in pairs]
-    lines = _by_title(arms, points)
+    at = {arm.name: point for arm, point in zip(arms, points, strict=True)}
+    lines = [(line[0], [at[arm.name] for arm in line]) for line in by_title(arms)]
     parts = [svg.frame(x, y, f"{utility.title}, %: right is better", f"{safety.title}, %: down is better")]
     for arm, (px, py), (right, harm) in zip(arms, points, pairs, strict=True):
         parts.append(_whisker(record, arm, x, py, right) + _upright(record, arm, px, y, harm))
@@ -160,11 +162,18 @@ def plots(record: Record) -> dict[str, str]:
     """Every plot that the record has data for, by a name that is unique in the record."""
     drawn = {f"ratio-{task.name}": against_ratio(record, task) for task in record.tasks}
     drawn |= {f"intervals-{task.name}": intervals(record, task) for task in record.tasks}
-    drawn["frontier"] = frontier(record)
+    drawn["frontier"] = panels(record) if _crowded(record) else frontier(record)
     drawn |= {f"cosines-{arm.name}": cosines(arm, _label(record, arm)) for arm in focus(record)}
     drawn |= {"drift-hidden": drift(record, "hidden"), "drift-weight": drift(record, "weight")}
     drawn["loss"] = loss(record)
     return {name: image for name, image in drawn.items() if image}
+
+
+def _crowded(record: Record) -> bool:
+    """Whether one picture would need more colours than there are, for methods that were run at several strengths."""
+    runs = [arm for arm in focus(record) if arm.kind == "run"]
+    titles = {arm.title for arm in runs}
+    return len(titles) > SERIES and len(runs) > len(titles)
 
 
 def _lines(record: Record, series: dict[str, list[Point]], title: str, y_title: str, window: int = 1) -> str:
@@ -269,17 +278,6 @@ def _strips(rows: Sequence[LayerRow]) -> dict[str, list[tuple[int, LayerRow]]]:
     return {kind: sorted(found, key=lambda pair: pair[0]) for kind, found in strips.items()}
 
 
-def _by_title(arms: Sequence[Arm], points: Sequence[Point]) -> list[tuple[Arm, list[Point]]]:
-    """The points of each title in the order of its sweep, with the title's first arm."""
-    lines: dict[str, list[tuple[Arm, Point]]] = {}
-    for arm, point in zip(arms, points, strict=True):
-        lines.setdefault(arm.title, []).append((arm, point))
-    return [
-        (line[0][0], [point for _, point in sorted(line, key=lambda pair: sorted(pair[0].sweep.items()))])
-        for line in lines.values()
-    ]
-
-
 def _labels(
     labels: Sequence[tuple[str, Point]],
     points: Sequence[Point],
@@ -366,10 +364,6 @@ def _upright(record: Record, arm: Arm, x: Real, y: Axis, share: Share) -> str:
 
 def _share(arm: Arm, task: Measured) -> Share | None:
     return arm.metrics.get(task.name)
-
-
-def _shown(share: Share | None) -> bool:
-    return share is not None and math.isfinite(share.value)
 
 
 def _number(arm: Arm, task: Measured) -> str:

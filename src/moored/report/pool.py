@@ -69,6 +69,7 @@ def _arm(seeds: Sequence[tuple[int, Arm]]) -> Arm:
     return arms[0].model_copy(
         update={
             "metrics": {task: _share([arm.metrics[task] for arm in arms]) for task in tasks},
+            "scores": {task: _scores([arm.scores.get(task, {}) for arm in arms]) for task in tasks},
             "seconds": _mean([arm.seconds for arm in arms]),
             "passes_per_step": _mean([arm.passes_per_step for arm in arms]),
             "fired": {name: _fired([arm.fired.get(name, Fired(count=0)) for arm in arms]) for name in arms[0].fired},
@@ -86,6 +87,13 @@ def _share(shares: Sequence[Share]) -> Share:
         unjudged=sum(share.unjudged for share in shares),
         unit=shares[0].unit,
     )
+
+
+def _scores(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over seeds for each prompt that every seed asked; NaN where one could not be judged."""
+    return {
+        prompt: _mean([seed[prompt] for seed in seeds]) for prompt in seeds[0] if all(prompt in seed for seed in seeds)
+    }
 
 
 def _fired(seeds: Sequence[Fired]) -> Fired:

@@ -203,6 +203,11 @@ class Arm(Part):
         default=math.nan, description="forward+backward passes per optimizer step, mean; 1 = plain"
     )
     peak_bytes: int | None = Field(default=None, ge=0, description="peak memory of training; None = unknown")
+    scores: dict[str, dict[str, Number]] = Field(
+        default_factory=dict,
+        description="by task and prompt (`prompt_id`): what the answer counts for in the metric, of which the estimate "
+        "is the mean, 0-1 where the unit is %; NaN = unjudged. Empty in records of before this field",
+    )
     examples: list[Example] = Field(default_factory=list, description="a few prompts, the same for every arm")
     layers: list[LayerRow] = Field(default_factory=list, description="rows of the repair's layer report")
     drift: list[DriftPoint] = Field(default_factory=list, description="by step, ascending")
@@ -246,6 +251,16 @@ class Reported(Part):
     unit: str = Field(default="%", description='"%" = 0-100')
 
 
+class Asked(Part):
+    """The prompts of one set of rows, and how many of them other sets have too."""
+
+    name: str = Field(min_length=1, description="its place in the recipe: `align.data`, `attack`, `task utility`")
+    prompts: int = Field(ge=0, description="distinct prompts (compared without case, spacing and end marks)")
+    shared: dict[str, int] = Field(
+        default_factory=dict, description="prompts shared with other sets by their names; none where nothing is"
+    )
+
+
 class StageRun(Part):
     """One stage of the study as it ran."""
 
@@ -284,6 +299,14 @@ class Record(Part):
     seeds: list[int] = Field(default_factory=list, description="all seeds; empty in the input = [seed]")
     recipe: dict[str, Any] = Field(default_factory=dict, description="the full recipe, defaults filled in")
     inputs: dict[str, str] = Field(default_factory=dict, description="sha256 (hex) of data and models, by name")
+    data: list[dict[str, str]] = Field(
+        default_factory=list,
+        description="what was trained on and asked, once each: name, and of public sets part, version and licence",
+    )
+    prompts: list[Asked] = Field(
+        default_factory=list,
+        description="every set of rows that was trained on or asked; a task shares no prompt with what is trained on",
+    )
     stages: list[StageRun] = Field(default_factory=list, description="every stage, in the order it ran")
     seconds: Number = Field(
         default=math.nan, description="wall time of all stages when each was computed, evaluation included"
@@ -312,9 +335,8 @@ class Record(Part):
             if repeated:
                 raise ValueError(f"{what} {', '.join(repeated)} stands twice")
         for arm in self.arms:
-            for metrics in [arm.metrics, *(seed.metrics for seed in arm.per_seed)]:
-                for task in metrics:
-                    _known("task", task, tasks)
+            for task in {*arm.metrics, *arm.scores}.union(*(seed.metrics for seed in arm.per_seed)):
+                _known("task", task, tasks)
         for promise in self.expectations:
             _known("task", promise.task, tasks)
             _known("arm", promise.arm, arms)

@@ -134,9 +134,14 @@ def figure(title: str, description: str, height: Real, *parts: str) -> str:
     )
 
 
+_ALONE = (
+    ".plot{background:var(--paper);color:#16181d}@media screen and (prefers-color-scheme:dark){.plot{color:#e6e9ee}}"
+)
+
+
 def standalone(svg: str) -> str:
-    """The same figure as a file of its own, with `STYLE` inside."""
-    return svg.replace("<title>", f"<style>{STYLE}</style><title>", 1)
+    """The same figure as a file of its own, with `STYLE` inside, and paper and ink: no page gives them."""
+    return svg.replace("<title>", f"<style>{STYLE}{_ALONE}</style><title>", 1)
 
 
 def ticks(low: Real, high: Real, count: int = 5) -> list[Real]:

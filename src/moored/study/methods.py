@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -50,9 +50,13 @@ def build(noun: Noun, name: str, parameters: Mapping[str, Any]) -> Any:
 
 
 def _typed(cls: type, parameter: str, value: Any, hint: Any) -> Any:
-    noun = next((noun for noun in NESTED if hint is import_module(f"moored.{noun}.base").BASE), None)
+    bases = {noun: import_module(f"moored.{noun}.base").BASE for noun in NESTED}
+    noun = next((noun for noun, base in bases.items() if hint is base), None)
     if noun and not isinstance(value, hint):
         return _nested(cls, parameter, value, noun)
+    several = next((noun for noun, base in bases.items() if get_args(hint) == (base, ...)), None)
+    if several and isinstance(value, list):
+        return tuple(_nested(cls, parameter, item, several) for item in value)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:

@@ -49,6 +49,21 @@ def assign(tree: Any, path: str, value: Any, *, open_keys: Mapping[str, Sequence
     return _assign(tree, tuple(path.split(".")), (), value, open_keys)
 
 
+def leads(tree: Any, path: str, *, open_keys: Mapping[str, Sequence[str]]) -> bool:
+    """Whether `assign` finds a place for a value.
+
+    Args:
+        tree: see `assign`.
+        path: see `assign`.
+        open_keys: see `assign`.
+    """
+    try:
+        assign(tree, path, 0, open_keys=open_keys)
+    except NoSuchPath:
+        return False
+    return True
+
+
 def _assign(
     tree: Any,
     rest: tuple[str, ...],

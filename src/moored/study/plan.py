@@ -12,10 +12,11 @@ from typing import Any
 
 from moored.attacks.base import Attack
 from moored.catalogue import Noun, find
-from moored.data.load import load_rows
-from moored.data.schema import Row, fingerprint, overlap
+from moored.data.load import load_rows, provenance
+from moored.data.schema import Row, fingerprint, normalise, overlap
 from moored.data.schema import Source as RowSource
 from moored.defenses.base import Defense
+from moored.digest import sha256_of
 from moored.errors import ConfigError, DataError, MooredError, NeedsError, unknown
 from moored.hf.loaders import resolve_model
 from moored.hf.train import Training
@@ -80,11 +81,16 @@ class Plan:
         chains: rows of the table, references first.
         source: the first model.
         inputs: hashes of data and models by name.
+        data: what `moored.data.load.provenance` says of every data set, once each.
+        prompts: the normalised prompts of every set of rows, by its place in the recipe (of a task, its name), those of
+            all rows of the table together.
     """
 
     chains: tuple[Chain, ...]
     source: Source
     inputs: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[Mapping[str, str], ...] = ()
+    prompts: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[Stage]:
@@ -119,12 +125,6 @@ def plan(recipe: Recipe, sha256: Sha256 | None = None) -> Plan:
     return _Planner(recipe, sha256 or sha256_of).plan()
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class _Planner:
     """Builds chains and reads each data set and model once."""
 
@@ -141,7 +141,27 @@ class _Planner:
         inputs = {f"model {source.where}": source.identity for source in self.sources.values()}
         for (where, _), rows in self.data.items():
             inputs[f"data {Path(where).name}"] = fingerprint(rows)
-        return Plan(chains=chains, source=next(iter(self.sources.values())), inputs=inputs)
+        return Plan(
+            chains=chains,
+            source=next(iter(self.sources.values())),
+            inputs=inputs,
+            data=self._provenance(chains),
+            prompts=self._prompts(chains),
+        )
+
+    def _provenance(self, chains: Sequence[Chain]) -> tuple[Mapping[str, str], ...]:
+        asked = [stage.task.data for chain in chains for stage in chain.evaluations]
+        return tuple(provenance(where) for where in dict.fromkeys([where for where, _ in self.data] + asked))
+
+    def _prompts(self, chains: Sequence[Chain]) -> dict[str, frozenset[str]]:
+        """What each set of rows asks."""
+        found: dict[str, set[str]] = {}
+        for chain in chains:
+            asked = [(f"task {stage.task.name}", stage.rows) for stage in chain.evaluations]
+            made = [stage for stage in chain.stages if isinstance(stage, AlignStage | FinetuneStage | RepairStage)]
+            for what, rows in (*self._trained_on(made), *asked):
+                found.setdefault(what, set()).update(normalise(row.question) for row in rows)
+        return {what: frozenset(prompts) for what, prompts in found.items()}
 
     def _check_promises(self, chains: Sequence[Chain]) -> None:
         """Refuse an expectation of an arm or a task that the recipe does not have."""
@@ -201,7 +221,7 @@ class _Planner:
         needed = {need: type(d).__name__ for d in defenses for need in d.needs()}
         return FinetuneStage(
             start=start,
-            upload=self._attack(line, attack),
+            upload=self._attack(line, attack, start),
             training=_training(spec.training, line.seed),
             defenses=defenses,
             roles=self._roles("finetune", spec.roles, defenses, line.seed, {}),
@@ -216,15 +236,16 @@ class _Planner:
             raise NeedsError(f"{method} needs the model before alignment; add `base: <folder or hub id>` to the recipe")
         return self._source(where)
 
-    def _attack(self, line: Line, spec: AttackSpec) -> AttackStage:
-        method = spec.method
-        cls = find("attacks", method.name)
-        seeded = any(f.name == "seed" for f in fields(cls))
-        parameters = ({"seed": line.seed} if seeded else {}) | method.parameters
-        attack: Attack = build("attacks", method.name, parameters)
-        benign = tuple(self._rows(spec.benign, "benign", line.seed))
-        harmful = tuple(self._rows(spec.harmful, "harmful", line.seed))
-        return AttackStage(method=attack, benign=benign, harmful=harmful)
+    def _attack(self, line: Line, spec: AttackSpec, start: Source | AlignStage) -> AttackStage:
+        attack = _attacking(line, spec)
+        needs = attack.needs()
+        return AttackStage(
+            method=attack,
+            benign=tuple(self._rows(spec.benign, "benign", line.seed)),
+            harmful=tuple(self._rows(spec.harmful, "harmful", line.seed)),
+            start=start if needs else None,
+            base=self._base(line, type(attack).__name__) if Need.BASE in needs else None,
+        )
 
     def _repair(self, line: Line, method: Method, tuned: FinetuneStage | RepairStage) -> RepairStage:
         (repair,) = _built("repairs", [method])
@@ -256,7 +277,7 @@ class _Planner:
         for name, parameters in line.tasks.items():
             task: Task = build("tasks", name, parameters)
             if isinstance(task, AsAttacked) and line.attack is not None:
-                task = replace(task, attack=self._attack(line, line.attack).method)
+                task = replace(task, attack=_attacking(line, line.attack))
             rows = tuple(task.rows())
             self._held_out(task, rows, made)
             stages.append(EvaluateStage(subject=subject, task=task, rows=rows))
@@ -286,9 +307,9 @@ class _Planner:
                 yield f"{where}.roles.{role}", rows
 
     def _upload(self, attack: AttackStage) -> Sequence[Row]:
-        """The rows that an attack will write; making them here finds out early whether it can."""
+        """The rows that an attack will write, or can choose; making them here finds out early whether it can."""
         if attack.key not in self.uploads:
-            self.uploads[attack.key] = attack.method.poison(attack.benign, attack.harmful).rows
+            self.uploads[attack.key] = attack.method.candidates(attack.benign, attack.harmful)
         return self.uploads[attack.key]
 
     def _roles(
@@ -376,6 +397,14 @@ class _Planner:
 
 def _built(noun: Noun, methods: Sequence[Method]) -> tuple[Any, ...]:
     return tuple(build(noun, method.name, method.parameters) for method in methods)
+
+
+def _attacking(line: Line, spec: AttackSpec) -> Attack:
+    """The attack, with the line's seed unless it has one of its own."""
+    method = spec.method
+    seeded = any(f.name == "seed" for f in fields(find("attacks", method.name)))
+    made: Attack = build("attacks", method.name, ({"seed": line.seed} if seeded else {}) | method.parameters)
+    return made
 
 
 def _training(spec: TrainingSpec, seed: int) -> Training:

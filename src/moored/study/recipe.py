@@ -30,7 +30,7 @@ from pydantic import (
 
 from moored.errors import ConfigError, unknown
 from moored.report.record import Expectation, Reported
-from moored.study.patch import assign, merge
+from moored.study.patch import assign, leads, merge
 from moored.study.text import parse_value, read_mapping
 
 M = TypeVar("M", bound=BaseModel)
@@ -262,7 +262,7 @@ class Recipe(Line):
         return whole.only(arms) if arms else whole
 
     def only(self, arms: Sequence[str]) -> Recipe:
-        """The recipe with some of its arms, in its own order.
+        """The recipe with some of its arms, in its own order, and the axes of its grid that lead into one of them.
 
         Raises:
             ConfigError: an arm that it does not have.
@@ -271,12 +271,19 @@ class Recipe(Line):
             if name not in self.arms:
                 raise unknown("arm", name, self.arms)
         left = set(self.arms) - set(arms)
+        kept = {name: patch for name, patch in self.arms.items() if name in arms}
+        idle = {path for path in self.grid if self._leads(path, self.arms) and not self._leads(path, kept)}
         return self.model_copy(
             update={
-                "arms": {name: patch for name, patch in self.arms.items() if name in arms},
+                "arms": kept,
+                "grid": {path: values for path, values in self.grid.items() if path not in idle},
                 "expect": tuple(e for e in self.expect if not {e.arm, e.against} & left),
             }
         )
+
+    def _leads(self, path: str, arms: Mapping[str, Any]) -> bool:
+        """Whether an axis leads somewhere in at least one of the arms."""
+        return any(leads(merge(self.line(), patch), path, open_keys=open_keys()) for patch in arms.values())
 
     def line(self) -> dict[str, Any]:
         """The part of the recipe that arms change, as plain values without defaults."""

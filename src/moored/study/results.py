@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from moored.data.schema import prompt_id
 from moored.report import record as out
 from moored.study.environment import commit, machine, versions
 from moored.study.plan import Chain, Plan
@@ -30,7 +32,9 @@ EXAMPLES = 2
 _ROLES: dict[str, out.Role] = {
     "harmful_score": "safety",
     "harmful_share": "safety",
+    "mean_harmfulness": "safety",
     "over_refusal": "over-refusal",
+    "telling_apart": "over-refusal",
 }
 
 Found = Callable[[Stage], Done]
@@ -59,6 +63,8 @@ def build(recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], co
         seed=recipe.seed,
         recipe=recipe.plain(),
         inputs=dict(plan.inputs),
+        data=[dict(each) for each in plan.data],
+        prompts=_asked(plan.prompts),
         stages=[
             out.StageRun(key=stage.key, kind=stage.kind, seconds=found(stage).seconds, cached=stage.key in reused)
             for stage in plan.stages
@@ -96,6 +102,7 @@ def _arm(chain: Chain, found: Found) -> out.Arm:
         attack=_attacked(chain, found),
         sweep={axis: float(value) for axis, value in point.items() if _is_number(value)},
         metrics={s.task.name: out.Share(**reports[s.key]["estimate"]) for s in chain.evaluations},
+        scores={s.task.name: scores(s.task, reports[s.key]) for s in chain.evaluations},
         seconds=sum(found(stage).seconds for stage in chain.stages),
         passes_per_step=_passes([report for _, report in trained]),
         peak_bytes=max((report["peak_bytes"] for _, report in trained), default=None),
@@ -107,6 +114,18 @@ def _arm(chain: Chain, found: Found) -> out.Arm:
         repairs=[repaired(report) for _, report in repairs],
         note=chain.note,
     )
+
+
+def _asked(prompts: Mapping[str, frozenset[str]]) -> list[out.Asked]:
+    """Each set of prompts, and what it shares with the others."""
+    return [
+        out.Asked(
+            name=name,
+            prompts=len(own),
+            shared={other: len(own & theirs) for other, theirs in prompts.items() if other != name and own & theirs},
+        )
+        for name, own in prompts.items()
+    ]
 
 
 def _attacked(chain: Chain, found: Found) -> out.Attacked | None:
@@ -161,6 +180,20 @@ def examples(outcome: Mapping[str, Any], *, refusals: bool) -> list[out.Example]
         )
         for exchange, verdict in pairs
     ]
+
+
+def scores(task: Task, outcome: Mapping[str, Any]) -> dict[str, float]:
+    """What each answer counts for in the task's metric, by the prompt's id; NaN where it could not be judged.
+
+    Args:
+        task: that was measured.
+        outcome: the record of its `Outcome`.
+    """
+    found = {}
+    for exchange, verdict in zip(outcome["exchanges"], outcome["verdicts"], strict=True):
+        value = math.nan if verdict["value"] is None else verdict["value"]
+        found[prompt_id(exchange["prompt"])] = task.metric.credit(value)
+    return found
 
 
 def _layers(report: Mapping[str, Any]) -> list[out.LayerRow]:

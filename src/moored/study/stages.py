@@ -4,12 +4,12 @@
 ::
 
     align ──────────────┬── finetune ── repair ── repair …
-    attack ─────────────┘          twin ┘
+      └···· attack ─────┘          twin ┘
     evaluate            one task on the model at the end of any of these, or on the model as shipped
 
 A key covers the kind, the version of the stage's code, its own parameters with defaults filled in, the
 contents of the data rows and model files it reads, and the keys of its parents. Arms that begin alike share
-those stages.
+those stages. An attack hangs on the aligned model (dotted) only if it looks at it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from moored.attacks.access import Access
 from moored.attacks.base import Attack
 from moored.data.load import save_rows
-from moored.data.schema import Message, Row, fingerprint
+from moored.data.schema import Message, Prompts, Row, fingerprint
 from moored.defenses.base import Defense
 from moored.errors import JudgeError, StudyError
 from moored.hf import generate as generation
@@ -37,17 +38,19 @@ from moored.hf.train import Training
 from moored.judges.base import Exchange
 from moored.method import Need
 from moored.metrics.base import Estimate
-from moored.progress import Progress
+from moored.progress import Found, Progress
 from moored.repairs import engine
 from moored.repairs.base import Repair
 from moored.serving import Serving
 from moored.tasks.base import Outcome, Task
+from moored.transcript import Transcript
 
 Where = Callable[["Stage"], Path]
 """The folder of a finished stage."""
 
 MODEL = "model"
 REPORT = "report.json"
+ANSWERS = "answers.jsonl"
 ROWS = "rows.jsonl"
 SERVED: loaders.DType = "bfloat16"
 """Models are judged in the precision in which they are served; on a CPU it also takes half the time."""
@@ -165,12 +168,19 @@ class AlignStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackStage(Stage):
-    """The user's upload."""
+    """The user's upload. `start` and `base` are given if, and only if, the attack looks at them."""
 
     kind: ClassVar[str] = "attack"
     method: Attack
     benign: tuple[Row, ...] = field(repr=False)
     harmful: tuple[Row, ...] = field(repr=False)
+    start: AlignStage | Source | None = None
+    base: Source | None = None
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The aligned model, if the study made it and the attack looks at it."""
+        return (self.start,) if isinstance(self.start, Stage) else ()
 
     @property
     def words(self) -> str:
@@ -179,7 +189,10 @@ class AttackStage(Stage):
 
     def parameters(self) -> dict[str, Any]:
         """See `Stage.parameters`."""
-        return {
+        own = {"model": self.start.identity} if isinstance(self.start, Source) else {}
+        if self.base is not None:
+            own["base"] = self.base.identity
+        return own | {
             "method": {self.method.name: values(self.method)},
             "benign": fingerprint(self.benign),
             "harmful": fingerprint(self.harmful),
@@ -187,10 +200,18 @@ class AttackStage(Stage):
 
     def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
         """Write the rows and the manifest."""
-        upload = self.method.poison(self.benign, self.harmful)
+        upload = self.method.poison(self.benign, self.harmful, self._access(where, session, progress))
         save_rows(upload.rows, work / ROWS)
         _write_json(work / "manifest.json", upload.manifest)
         progress(1, 1, f"{len(upload.rows)} rows")
+
+    def _access(self, where: Where, session: Session, progress: Progress) -> Access | None:
+        """To the models that the attack looks at."""
+        if self.start is None:
+            return None
+        session.clear()
+        base = self.base.resolved if self.base else None
+        return Access(aligned=start_path(self.start, where), base=base, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,22 +379,26 @@ class EvaluateStage(Stage):
         }
 
     def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
-        """Generate and judge; a model whose answers cannot be judged at all is recorded as not measured."""
+        """Generate and judge; a model whose answers cannot be judged at all is recorded as not measured.
+
+        Answers are kept as they come, so a stopped stage asks only what is missing.
+        """
         model, tokenizer, serving = session.model(self.subject, where)
-        prompts = [row.prompt for row in self.rows]
-        answers = generation.generate(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=self.task.max_new_tokens,
-            serving=serving,
-            progress=progress,
-        )
+
+        def ask(prompts: Prompts, found: Found) -> list[str]:
+            limit = self.task.max_new_tokens
+            return generation.generate(
+                model, tokenizer, prompts, max_new_tokens=limit, serving=serving, progress=progress, found=found
+            )
+
+        kept = Transcript(path=work / ANSWERS, of=self.task.name)  # the folder is this stage's alone
+        answers = kept.answers([row.prompt for row in self.rows], ask)
         try:
             report = outcome_record(self.task.score(self.rows, answers))
         except JudgeError:
             report = outcome_record(unjudged(self.task, self.rows, answers))
         _write_json(work / REPORT, report)
+        kept.path.unlink(missing_ok=True)
 
 
 def start_path(start: AlignStage | Source, where: Where) -> str:
@@ -395,7 +420,7 @@ def load(subject: Subject, where: Where) -> tuple[Any, Any, Serving | None]:
 
 def values(thing: Any) -> dict[str, Any]:
     """All parameters of a method, defaults filled in, as plain JSON."""
-    own = thing.parameters() if isinstance(thing, Defense | Repair) else asdict(thing)
+    own = thing.parameters() if isinstance(thing, Defense | Repair | Attack) else asdict(thing)
     return dict(json.loads(json.dumps(own, default=sorted)))
 
 

@@ -45,8 +45,7 @@ class AsAttacked(HarmfulRequests):
 
     def settings(self) -> dict[str, Any]:
         """With the attack, but for what only its upload depends on."""
-        form = {name: value for name, value in self.attack.parameters().items() if name not in ("n", "ratio", "seed")}
-        return super().settings() | {"attack": {self.attack.name: form}}
+        return super().settings() | {"attack": {self.attack.name: self.attack.form()}}
 
     def rows(self) -> list[Row]:
         """The requests as the attack writes them."""

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks in studies that look at the models they are against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moored.data.tiny import tiny_model, tiny_tokenizer
+from moored.errors import ConfigError, DataError, NeedsError
+from moored.study.patch import merge
+from moored.study.recipe import Recipe
+from moored.study.stages import AttackStage
+from moored.study.store import Store
+from moored.study.study import Study
+
+
+def attacked(tree: dict[str, Any], **attack: Any) -> dict[str, Any]:
+    """The recipe with another attack, and one arm."""
+    return merge(tree, {"attack": {"harmful_mix": None, **attack}, "arms": {"lisa": None, "repaired": None}})
+
+
+def upload(tree: dict[str, Any]) -> AttackStage:
+    (stage,) = (stage for stage in Study(Recipe.parse(tree)).plan().stages if isinstance(stage, AttackStage))
+    return stage
+
+
+def test_an_attack_hangs_on_the_models_that_it_looks_at(tree: dict[str, Any]) -> None:
+    stages = Study(Recipe.parse(attacked(tree, knowledge_transfer={"n": 20}))).plan().stages
+    kinds = [stage.kind for stage in stages]
+    assert kinds.index("align") < kinds.index("attack") < kinds.index("finetune")
+    attack = stages[kinds.index("attack")]
+    assert attack.parents == (stages[kinds.index("align")],)
+    assert attack.base is not None
+    assert attack.base.where == "some/model"
+    virus, plain = upload(attacked(tree, virus={"n": 20})), upload(attacked(tree, harmful_mix={"n": 20}))
+    assert (len(virus.parents), virus.base) == (1, None)
+    assert (plain.parents, plain.start, plain.base) == ((), None, None)
+
+
+@pytest.mark.parametrize(
+    ("attack", "touched"),
+    [
+        ({"harmful_mix": {"n": 20}}, [False, False, False]),
+        ({"virus": {"n": 20}}, [True, False, True]),
+        ({"model_inversion": {"n": 20}}, [True, True, False]),
+    ],
+)
+def test_what_an_attack_looks_at_is_in_its_key(tree: dict[str, Any], attack: dict[str, Any], touched: list[bool]):
+    tree = merge(attacked(tree, **attack), {"base": "some/base"})
+    guarded = {"attack": {"virus": {"guard": {"denylist": {"terms": ["gun"]}}}}} if "virus" in attack else {}
+    changes: list[dict[str, Any]] = [{"align": {"training": {"steps": 3}}}, {"base": "some/other"}, guarded]
+    assert [upload(merge(tree, change)).key != upload(tree).key for change in changes] == touched
+
+
+def test_without_alignment_the_key_holds_the_model(tree: dict[str, Any]) -> None:
+    tree = merge(attacked(tree, virus={"n": 20}), {"align": None})
+    assert upload(tree).key != upload(merge(tree, {"model": "some/other"})).key
+
+
+def test_a_missing_base_is_asked_for(tree: dict[str, Any]) -> None:
+    with pytest.raises(NeedsError, match="ModelInversion needs the model before alignment; add `base: "):
+        upload(merge(attacked(tree, model_inversion={"n": 20}), {"align": None}))
+
+
+def test_what_can_be_refused_is_refused_before_a_model_is_trained(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs 900 harmful rows with distinct prompts; only"):
+        upload(attacked(tree, virus={"n": 1000, "ratio": 0.9}))
+    same = tmp_path / "same.jsonl"
+    same.write_text("".join(json.dumps({"prompt": f"Request {i}!", "answer": "Sure."}) + "\n" for i in range(40)))
+    asked = {"tasks": {"harmful_requests": {"data": str(same), "n": 0}}, "attack": {"harmful": str(same)}}
+    with pytest.raises(DataError, match="40 prompts of task `harmful_requests` are also in `attack`"):
+        upload(merge(attacked(tree, virus={"n": 20, "ratio": 0.1}), asked))
+
+
+def test_every_attack_runs_in_a_study(tree: dict[str, Any], store: Store, tmp_path: Path) -> None:
+    tiny_model(seed=1).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    attacks: dict[str, dict[str, Any]] = {
+        "benign_drift": {"n": 8, "pool": 12, "select": "gradient", "anchors": 4},
+        "knowledge_transfer": {"n": 8, "pool": 6, "ratio": 0.25},
+        "model_inversion": {"n": 8, "pool": 12, "ratio": 0.25},
+        "virus": {"n": 8, "pool": 6, "ratio": 0.25},
+    }
+    arms = {name: {"attack": {"harmful_mix": None, name: own}} for name, own in attacks.items()}
+    small: dict[str, Any] = {"model": "tiny", "base": str(tmp_path / "base"), "align": None}
+    small |= {"finetune": {"training": {"steps": 1}}, "tasks": {"harmful_requests": None, "as_attacked": {"n": 2}}}
+    study = Study(Recipe.parse(merge(tree, small) | {"arms": arms}))
+    record = study.run(store)
+    assert set(attacks) <= {arm.name for arm in record.arms}
+    for stage in study.plan(store.sha256).stages:
+        if isinstance(stage, AttackStage):
+            found = store.find(stage)
+            assert found is not None
+            manifest = json.loads((found.folder / "manifest.json").read_text())
+            assert manifest["models"].keys() == stage.method.needs()
+            assert str(tmp_path) not in json.dumps(manifest)
