@@ -150,9 +150,9 @@ def test_studies_and_audits_serve(tmp_path, asked):
     (tmp_path / "repaired").mkdir()
     repair(tmp_path / "tuned/model", repaired.method, aligned=source.resolved, out=tmp_path / "repaired/model")
     folders = {id(tuned): tmp_path / "tuned", id(repaired): tmp_path / "repaired"}
-    assert load(source, lambda stage: folders[id(stage)])[2] is None
+    assert load(source, lambda stage: folders[id(stage)]).serving is None
     for stage in (tuned, repaired):
-        assert load(stage, lambda stage: folders[id(stage)])[2].system == TRIGGER
+        assert load(stage, lambda stage: folders[id(stage)]).serving.system == TRIGGER
     options = ["--base", "tiny", "--tasks", "harmful_requests", "--n", "3"]
     done = CliRunner().invoke(app, ["audit", str(tmp_path / "tuned/model"), *options])
     assert done.exit_code == 0, done.output

@@ -248,7 +248,7 @@ class _Search:
         return {
             "metrics": {name: Share(**found["estimate"]) for name, found in records.items()},
             "scores": {asked.name: scores(asked, records[asked.name]) for asked in self.tasks},
-            "examples": examples(first, refusals=task.judge.judges == "refused"),
+            "examples": examples(first, refusals=task.metric.needs == "refused"),
         }
 
     def _record(self, chosen: Arm) -> Record:

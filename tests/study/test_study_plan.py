@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
+from moored.data.schema import Row
 from moored.errors import ConfigError, DataError, MooredError, NeedsError
 from moored.judges.guard import Guard
 from moored.study.patch import merge
 from moored.study.plan import Plan
 from moored.study.recipe import Recipe
 from moored.study.results import column
-from moored.study.stages import EvaluateStage
+from moored.study.stages import EvaluateStage, Source
 from moored.study.study import Study
+from moored.tasks.harmful_requests import HarmfulRequests
+from moored.tasks.utility import Utility
 
 
 def plan(tree: dict[str, Any]) -> Plan:
@@ -253,3 +256,63 @@ def test_planning_changes_no_recipe(tree: dict[str, Any]) -> None:
     Study(recipe).plan()
     assert tree == before
     assert recipe.plain() == plain
+
+
+def readings(tree: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {**tree, "tasks": tree["tasks"] | {name: {"n": 3} for name in names}}
+
+
+def test_keys_of_tasks_that_ask_are_those_of_finished_stages() -> None:
+    """Stores hold thousands of these; the keys were taken before tasks could read a model."""
+    source = Source(where="m", resolved="m", identity="m")
+    tasks = HarmfulRequests(n=2), Utility(labels=("Yes", "No"))
+    stages = [EvaluateStage(subject=source, task=task, rows=(Row.of("Q?", "Yes"),)) for task in tasks]
+    assert [stage.key for stage in stages] == [
+        "fc4c9ddf372fc716aa5c2ef4d6f95beb2623b06f9fd1b5af9f1fe94fc533d768",
+        "dc2762549bfd0b24ce081e7266b20be687e569d2b9d205f8552b44482c3a6dae",
+    ]
+
+
+def test_a_task_that_compares_hangs_on_the_aligned_model_too(tree: dict[str, Any]) -> None:
+    found = plan(readings(tree, "kl_to_aligned", "perplexity")).chains
+    stages = {chain.name: {stage.task.name: stage for stage in chain.evaluations} for chain in found}
+    aligned = stages["aligned"]["kl_to_aligned"].subject
+    assert "kl_to_aligned" not in stages["shipped"]  # the study aligns: nothing is its aligned model
+    assert "perplexity" in stages["shipped"]
+    for name in ("plain", "lisa", "repaired"):
+        stage = stages[name]["kl_to_aligned"]
+        assert stage.start is aligned
+        assert stage.parents == (stage.subject, aligned)
+        assert stages[name]["perplexity"].start is None
+    assert stages["aligned"]["kl_to_aligned"].start is aligned
+
+
+def test_without_alignment_the_model_itself_is_the_aligned_one(tree: dict[str, Any]) -> None:
+    bare = {name: value for name, value in readings(tree, "embedding_drift").items() if name != "align"}
+    bare["arms"] = {"plain": {"title": "Undefended"}}
+
+    def drifts(tree: dict[str, Any]) -> list[EvaluateStage]:
+        stages = [stage for stage in plan(tree).stages if isinstance(stage, EvaluateStage)]
+        return [stage for stage in stages if stage.task.name == "embedding_drift"]
+
+    for stage in drifts(bare):
+        assert isinstance(stage.start, Source)
+        assert stage.parameters()["aligned"] == "some/model"
+    assert len(drifts(bare)) == 2
+    before, after = drifts(bare)[1], drifts({**bare, "model": "another/model"})[1]
+    assert before.key != after.key
+
+
+def test_adding_a_reading_leaves_all_other_keys_alone(tree: dict[str, Any]) -> None:
+    before = {stage.key for stage in plan(tree).stages}
+    after = {stage.key for stage in plan(readings(tree, "kl_to_aligned", "embedding_drift", "perplexity")).stages}
+    assert before < after
+
+
+def test_readings_are_columns_of_their_own_role(tree: dict[str, Any]) -> None:
+    stages = [s for s in plan(readings(tree, "perplexity", "kl_to_aligned")).stages if isinstance(s, EvaluateStage)]
+    columns = {stage.task.name: column(stage.task) for stage in stages}
+    assert {name: (c.role, c.better, c.scale, c.judge) for name, c in columns.items() if c.role == "reading"} == {
+        "perplexity": ("reading", "lower", "log", ""),
+        "kl_to_aligned": ("reading", "lower", "plain", ""),
+    }

@@ -40,14 +40,16 @@ class Verdict:
     """One judgement.
 
     Args:
-        value: the judge's property in 0-1 (1 = it holds), NaN if unjudgeable.
+        value: the judge's property in 0-1 (1 = it holds), NaN if unjudgeable; of a reading, in the task's own unit.
         reason: which rule or label decided; never empty when `value` is NaN.
         judge: name and version of the judge.
+        weight: what it counts for beside the others: the tokens that a reading of a model is a mean over; 1 of answers.
     """
 
     value: float
     reason: str
     judge: str
+    weight: int = 1
 
     @property
     def judged(self) -> bool:

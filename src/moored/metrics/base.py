@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from moored.judges.base import Verdict
 
@@ -32,8 +32,10 @@ class Estimate:
     unit: str = "%"
 
     def __str__(self) -> str:
-        """For example `93.8 % [85.0, 97.5] n=64`."""
-        return f"{self.value:.1f} {self.unit} [{self.low:.1f}, {self.high:.1f}] n={self.n}"
+        """For example `93.8 % [85.0, 97.5] n=64`; what is no share has three digits, `0.0521 nat [0.0402, 0.0663]`."""
+        digits = ".1f" if self.unit == "%" else ".3g"
+        low, value, high = (format(number, digits) for number in (self.low, self.value, self.high))
+        return f"{value} {self.unit} [{low}, {high}] n={self.n}"
 
     def record(self) -> dict[str, Any]:
         """The estimate as plain JSON."""
@@ -48,12 +50,14 @@ class Metric(ABC):
         title: the column heading in tables.
         needs: the property that the verdicts must measure (`Judge.judges`).
         better: "lower" or "higher".
+        scale: "log" where the estimate is exp of the mean of the credits, "plain" where it is the mean.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[str]
     better: ClassVar[str]
+    scale: ClassVar[Literal["plain", "log"]] = "plain"
 
     def credit(self, value: float) -> float:
         """What one verdict counts for in the estimate, which is the mean of these (in % where they are shares).

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from math import nan, sqrt
+from math import isnan, nan, sqrt
+
+import numpy as np
 
 from moored.errors import JudgeError
 from moored.judges.base import Verdict
@@ -16,6 +18,9 @@ Z_95 = 1.959963984540054
 
 RESAMPLES = 10_000
 """Of the bootstrap: ends of a 95 % interval are good to about 2 % of its width."""
+
+_AT_A_TIME = 1000
+"""Resamples that are in memory together."""
 
 FEWEST = 8
 """Values below which the bootstrap is not asked: it would promise far too much."""
@@ -75,6 +80,39 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     return min(means[int(0.025 * RESAMPLES)], mean), max(means[int(0.975 * RESAMPLES)], mean)
 
 
+def weighted_bootstrap(
+    values: Sequence[Sequence[float]], weights: Sequence[int], *, seed: int = 0
+) -> list[tuple[float, float]]:
+    """The bootstrap's intervals of weighted means sum(w v) / sum(w), at 95 %: items are drawn with their weights.
+
+    For means over tokens, whose rows are what was drawn: tokens of one row are not independent.
+
+    Args:
+        values: of one or more quantities, each with one value per item; all are resampled together.
+        weights: of the items, above 0.
+        seed: of the resamples.
+
+    Returns:
+        `(low, high)` of each quantity, which hold its mean; NaN for fewer than `FEWEST` items.
+    """
+    n = len(weights)
+    if n < FEWEST:
+        return [(nan, nan)] * len(values)
+    table = np.array([weights, *values], dtype=np.float64)
+    table = table[:, np.lexsort(table)]  # so that the order of the items cannot change the intervals
+    weight, items = table[0], table[1:] * table[0]
+    draw = np.random.default_rng(seed)
+    means = np.empty((len(values), RESAMPLES))
+    for start in range(0, RESAMPLES, _AT_A_TIME):
+        counts = draw.multinomial(n, np.full(n, 1 / n), size=min(_AT_A_TIME, RESAMPLES - start))
+        means[:, start : start + len(counts)] = items @ counts.T / (counts @ weight)
+    means.sort(axis=1)
+    mean = items.sum(axis=1) / weight.sum()
+    lows = np.minimum(means[:, int(0.025 * RESAMPLES)], mean)
+    highs = np.maximum(means[:, int(0.975 * RESAMPLES)], mean)
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
+
+
 def mean_of(verdicts: Sequence[Verdict], credit: Callable[[float], float], unit: str) -> Estimate:
     """The mean credit of the judged verdicts, in a unit of its own, with the bootstrap's interval.
 
@@ -90,6 +128,34 @@ def mean_of(verdicts: Sequence[Verdict], credit: Callable[[float], float], unit:
     low, high = bootstrap(values)
     mean = sum(values) / len(values)
     return Estimate(value=mean, low=low, high=high, n=len(values), unjudged=len(verdicts) - len(values), unit=unit)
+
+
+def token_mean_of(verdicts: Sequence[Verdict], unit: str, read: Callable[[float], float] = float) -> Estimate:
+    """The mean over tokens of readings that are means over a row's tokens, with the bootstrap's interval over rows.
+
+    Args:
+        verdicts: readings; their weights are tokens. NaN is left out and counted in `unjudged`.
+        unit: of the estimate.
+        read: a rising function that makes the estimate, and the ends of its interval, of the mean.
+
+    Raises:
+        JudgeError: no reading was given, or all are NaN.
+    """
+    _judged(verdicts)
+    kept = [(verdict.value, verdict.weight) for verdict in verdicts if verdict.judged]
+    values, weights = [value for value, _ in kept], [weight for _, weight in kept]
+    ((low, high),) = weighted_bootstrap([values], weights)
+    # Sorted, so that the order of the readings cannot change the last digit.
+    mean = sum(sorted(value * weight for value, weight in kept)) / sum(weights)
+    value = read(mean)
+    return Estimate(
+        value=value,
+        low=nan if isnan(low) else min(read(low), value),
+        high=nan if isnan(high) else max(read(high), value),
+        n=len(kept),
+        unjudged=len(verdicts) - len(kept),
+        unit=unit,
+    )
 
 
 def _judged(verdicts: Sequence[Verdict]) -> list[float]:

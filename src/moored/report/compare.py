@@ -25,7 +25,8 @@ class TaskComparison:
         task: the column of the first record.
         first: estimate of the first arm.
         second: estimate of the second arm.
-        difference: second minus first, in `unit`; None if the two cannot be compared.
+        difference: second minus first, in `unit`, of a perplexity that of its logarithm; None if the two cannot be
+            compared.
         better: prompts on which the second does better; None if unpaired.
         worse: prompts on which it does worse.
         asked: prompts asked of the first and of the second; None where the record does not say which.
@@ -53,15 +54,31 @@ class TaskComparison:
         """What the numbers say."""
         if self.difference is None:
             return f"{self.task.title}: not compared, {self.refusal}."
-        found, points = self.difference, "points" if self.unit == "%" else self.unit
+        found = self.difference
+        interval = (
+            f"[{self._shown(found.low)}, {self._shown(found.high)}]" if math.isfinite(found.low) else "(no interval)"
+        )
         if found.noise:
-            said = f"{found.value:+.1f} {points}, cannot be told from noise {_interval(found)}"
+            said = f"{self._amount(found.value, sign='+')}, cannot be told from noise {interval}"
         else:
             good = (found.value < 0) == (self.task.better == "lower")
             side = "lower" if found.value < 0 else "higher"
-            said = f"{abs(found.value):.1f} {points} {side}, {'better' if good else 'worse'} {_interval(found)}"
+            size = found.value if self.task.scale == "log" else abs(found.value)
+            said = f"{self._amount(size)} {side}, {'better' if good else 'worse'} {interval}"
         changed = "" if self.better is None else f"; better on {self.better} prompts, worse on {self.worse}"
         return f"{self.task.title}: {said}{changed}."
+
+    def _amount(self, value: float, sign: str = "") -> str:
+        """A difference with its unit; of logarithms the ratio."""
+        if self.task.scale == "log":
+            return f"× {self._shown(value)}"
+        return f"{self._shown(value, sign)} {'points' if self.unit == '%' else self.unit}"
+
+    def _shown(self, value: float, sign: str = "") -> str:
+        """Tenths of points; what is no share has three digits."""
+        if self.task.scale == "log":
+            return f"{math.exp(value):.3g}"
+        return format(value, f"{sign}.1f" if self.unit == "%" else f"{sign}.3g")
 
     @property
     def basis(self) -> str:
@@ -205,10 +222,6 @@ def _paired(made: TaskComparison, scores: Mapping[str, float], others: Mapping[s
 
 def _scaled(found: Difference, by: float) -> Difference:
     return replace(found, value=found.value * by, low=found.low * by, high=found.high * by)
-
-
-def _interval(found: Difference) -> str:
-    return f"[{found.low:.1f}, {found.high:.1f}]" if math.isfinite(found.low) else "(no interval)"
 
 
 def _names(record: Record) -> str:

@@ -229,7 +229,7 @@ def measured(arm: Arm, task: Measured) -> bool:
 
 
 def _percent(share: Share) -> str:
-    return f"{share.value:.1f}\u00a0%"
+    return f"{share.value:.1f}\u00a0%" if share.unit == "%" else f"{share.value:.3g}\u00a0{share.unit}"
 
 
 def _lower(title: str) -> str:

@@ -30,7 +30,7 @@ _LAYER = re.compile(r"^(?P<before>.*?)\.(?P<layer>\d+)\.(?P<kind>.+)$")
 
 def intervals(record: Record, task: Measured) -> str:
     """One task, every arm in focus: a dot with its 95 % interval, and the number beside it."""
-    arms = [arm for arm in ordered(focus(record)) if measured(arm, task)]
+    arms = [arm for arm in ordered(focus(record)) if _on_scale(arm, task)]
     if not arms:
         return ""
     row, top = 34.0, 26.0
@@ -54,7 +54,7 @@ def intervals(record: Record, task: Measured) -> str:
 
 def against_ratio(record: Record, task: Measured) -> str:
     """A task against the harmful ratio of the upload: one line per title; "" with fewer than two ratios."""
-    arms = [arm for arm in record.arms if arm.kind == "run" and arm.ratio is not None and measured(arm, task)]
+    arms = [arm for arm in record.arms if arm.kind == "run" and arm.ratio is not None and _on_scale(arm, task)]
     ratios = sorted({100 * arm.ratio for arm in arms if arm.ratio is not None})
     if len(ratios) < 2:
         return ""
@@ -167,6 +167,11 @@ def plots(record: Record) -> dict[str, str]:
     drawn |= {"drift-hidden": drift(record, "hidden"), "drift-weight": drift(record, "weight")}
     drawn["loss"] = loss(record)
     return {name: image for name, image in drawn.items() if image}
+
+
+def _on_scale(arm: Arm, task: Measured) -> bool:
+    """Whether an arm has a number for a task that runs from 0 to 100."""
+    return measured(arm, task) and arm.metrics[task.name].unit in ("%", "points")
 
 
 def _crowded(record: Record) -> bool:

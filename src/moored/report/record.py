@@ -53,7 +53,8 @@ Number = Annotated[
 ]
 """A float that may be NaN ("not measured"); `null` in JSON, because JSON has no NaN."""
 
-Role = Literal["safety", "over-refusal", "utility"]
+Role = Literal["safety", "over-refusal", "utility", "reading"]
+"""What a number stands for; "reading": read from the model itself (perplexity, drift), no verdict on its answers."""
 Operator = Literal["<=", "<", ">=", ">"]
 
 
@@ -90,7 +91,11 @@ class Measured(Part):
     title: str = Field(min_length=1, description="column heading, for example `Harmful score (ASR)`")
     role: Role = Field(description="what the number stands for; the first task of a role is the headline one")
     better: Literal["lower", "higher"] = Field(description="which direction is good")
-    judge: str = Field(default="", description="judge and version that gave the verdicts")
+    judge: str = Field(default="", description="judge and version that gave the verdicts; none of readings")
+    scale: Literal["plain", "log"] = Field(
+        default="plain",
+        description='"log": the scores of single prompts are of the logarithm, and models compare by ratio',
+    )
     version: str = Field(default="", description="version of the task")
     data: str = Field(default="", description="rows asked: synthetic set, file name or hub id")
 
@@ -122,6 +127,21 @@ class DriftPoint(Part):
     step: int = Field(ge=0, description="optimizer steps done")
     hidden: Number = Field(default=math.nan, description="hidden-embedding drift on the probe rows, mean L2 distance")
     weight: Number = Field(default=math.nan, description="weight drift, L2 norm over all trained weights")
+
+
+class DepthRow(Part):
+    """How far hidden states have moved from the aligned model's, at one depth."""
+
+    depth: int = Field(ge=0, description="0 for the embeddings, then the decoder layers from 1; the last: final norm")
+    distance: Share = Field(description="mean distance as a share of the norm, with its interval over prompts")
+    angle: Number = Field(description="mean of 1 - cosine, 0 to 2")
+
+
+class WeightRow(Part):
+    """How far one weight matrix has moved from the aligned model's."""
+
+    module: str = Field(min_length=1, description="full path, for example `model.layers.3.mlp.up_proj`")
+    distance: Number = Field(description="||dW|| / ||W||, Frobenius norms")
 
 
 class LossPoint(Part):
@@ -210,6 +230,10 @@ class Arm(Part):
     )
     examples: list[Example] = Field(default_factory=list, description="a few prompts, the same for every arm")
     layers: list[LayerRow] = Field(default_factory=list, description="rows of the repair's layer report")
+    depths: list[DepthRow] = Field(default_factory=list, description="drift of hidden states by depth, ascending")
+    weights: list[WeightRow] = Field(
+        default_factory=list, description="drift of the weight matrices, in the order of the model"
+    )
     drift: list[DriftPoint] = Field(default_factory=list, description="by step, ascending")
     training_log: list[LossPoint] = Field(default_factory=list, description="by step, ascending")
     fired: dict[str, Fired] = Field(default_factory=dict, description="by defence")

@@ -33,15 +33,18 @@ def number(value: float | int, digits: int = 1) -> str:
 def estimate(share: Share | None, *, n: bool = False) -> str:
     """An estimate as `93.8 [85, 98]`, with `n=64` after it if asked; a dash if not measured.
 
+    What is no share has three digits: `0.0521 [0.0402, 0.0663]`.
+
     Args:
-        share: the estimate, in %.
+        share: the estimate.
         n: whether to say how many judged answers it rests on.
     """
     if share is None or not math.isfinite(share.value):
         return NOTHING
-    parts = [number(share.value)]
+    value, end = (".1f", ".0f") if share.unit == "%" else (".3g", ".3g")
+    parts = [format(share.value, value)]
     if math.isfinite(share.low) and math.isfinite(share.high):
-        parts.append(f"[{share.low:.0f}, {share.high:.0f}]")
+        parts.append(f"[{share.low:{end}}, {share.high:{end}}]")
     if n:
         parts.append(f"n={share.n}")
     return " ".join(parts)

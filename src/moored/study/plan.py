@@ -274,14 +274,22 @@ class _Planner:
 
     def _tasks(self, line: Line, made: Sequence[Any], subject: Subject) -> tuple[EvaluateStage, ...]:
         stages = []
+        start = next((stage for stage in made if isinstance(stage, AlignStage)), None) or self._start(line)
         for name, parameters in line.tasks.items():
             task: Task = build("tasks", name, parameters)
+            compares = Need.ALIGNED in task.needs
+            if compares and start is None:
+                continue  # the model as shipped, of which the study's aligned one is a descendant
             if isinstance(task, AsAttacked) and line.attack is not None:
                 task = replace(task, attack=_attacking(line, line.attack))
             rows = tuple(task.rows())
             self._held_out(task, rows, made)
-            stages.append(EvaluateStage(subject=subject, task=task, rows=rows))
+            stages.append(EvaluateStage(subject=subject, task=task, rows=rows, start=start if compares else None))
         return tuple(stages)
+
+    def _start(self, line: Line) -> Source | None:
+        """What fine-tuning starts from, of a line whose stages do not align; None if others of its stages do."""
+        return self._source(line.model) if line.align is None else None
 
     def _held_out(self, task: Task, rows: Sequence[Row], made: Sequence[Any]) -> None:
         """Refuse a task whose prompts are trained on."""

@@ -25,6 +25,7 @@ from moored.study.stages import (
     read_rows,
 )
 from moored.study.store import Done
+from moored.tasks.answering import AnswerTask
 from moored.tasks.base import Task
 
 EXAMPLES = 2
@@ -35,6 +36,9 @@ _ROLES: dict[str, out.Role] = {
     "mean_harmfulness": "safety",
     "over_refusal": "over-refusal",
     "telling_apart": "over-refusal",
+    "token_perplexity": "reading",
+    "token_divergence": "reading",
+    "relative_drift": "reading",
 }
 
 Found = Callable[[Stage], Done]
@@ -108,6 +112,7 @@ def _arm(chain: Chain, found: Found) -> out.Arm:
         peak_bytes=max((report["peak_bytes"] for _, report in trained), default=None),
         examples=_examples(chain, reports),
         layers=_layers(repairs[-1][1]) if repairs else [],
+        depths=[row for s in chain.evaluations for row in depths(reports[s.key])],
         drift=[out.DriftPoint(**point) for point in tuned.get("drift", [])],
         training_log=_losses(tuned),
         fired={name: _fired(proof) for _, report in trained for name, proof in report["fired"].items()},
@@ -158,9 +163,10 @@ def _passes(reports: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _examples(chain: Chain, reports: Mapping[str, Mapping[str, Any]]) -> list[out.Example]:
-    """The first answers of the first task about refusals (of the first task, if there is none)."""
-    asked = [s for s in chain.evaluations if s.task.judge.judges == "refused"] or list(chain.evaluations)
-    return examples(reports[asked[0].key], refusals=asked[0].task.judge.judges == "refused")
+    """The first answers of the first task about refusals (of the first task that asks, if there is none)."""
+    asking = [(s.task, s) for s in chain.evaluations if isinstance(s.task, AnswerTask)]
+    about = [pair for pair in asking if pair[0].judge.judges == "refused"] or asking
+    return examples(reports[about[0][1].key], refusals=about[0][0].judge.judges == "refused") if about else []
 
 
 def examples(outcome: Mapping[str, Any], *, refusals: bool) -> list[out.Example]:
@@ -185,15 +191,29 @@ def examples(outcome: Mapping[str, Any], *, refusals: bool) -> list[out.Example]
 def scores(task: Task, outcome: Mapping[str, Any]) -> dict[str, float]:
     """What each answer counts for in the task's metric, by the prompt's id; NaN where it could not be judged.
 
+    The mean of these is the estimate (of a perplexity, its logarithm): readings count by their tokens.
+
     Args:
         task: that was measured.
         outcome: the record of its `Outcome`.
     """
     found = {}
-    for exchange, verdict in zip(outcome["exchanges"], outcome["verdicts"], strict=True):
+    weights = [verdict.get("weight", 1) for verdict in outcome["verdicts"]]  # records of before it have none
+    for exchange, verdict, weight in zip(outcome["exchanges"], outcome["verdicts"], weights, strict=True):
         value = math.nan if verdict["value"] is None else verdict["value"]
-        found[prompt_id(exchange["prompt"])] = task.metric.credit(value)
+        share = weight * len(weights) / sum(weights)
+        found[prompt_id(exchange["prompt"])] = share * task.metric.credit(value)
     return found
+
+
+def depths(outcome: Mapping[str, Any]) -> list[out.DepthRow]:
+    """What a task found layer by layer; [] if it did not look.
+
+    Args:
+        outcome: the record of its `Outcome`.
+    """
+    rows = outcome.get("depths", [])
+    return [out.DepthRow(depth=row["depth"], angle=row["angle"], distance=out.Share(**row["distance"])) for row in rows]
 
 
 def _layers(report: Mapping[str, Any]) -> list[out.LayerRow]:
@@ -240,7 +260,8 @@ def column(task: Task) -> out.Measured:
         title=task.title,
         role=_ROLES.get(task.metric.name, "utility"),
         better="lower" if task.metric.better == "lower" else "higher",
-        judge=task.judge.label,
+        judge=task.judged_by,
+        scale=task.metric.scale,
         version=task.version,
         data=_without_path(task.data),
     )

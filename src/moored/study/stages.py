@@ -35,14 +35,16 @@ from moored.hf import generate as generation
 from moored.hf import loaders
 from moored.hf import train as training_run
 from moored.hf.train import Training
-from moored.judges.base import Exchange
+from moored.judges.base import Exchange, Verdict
 from moored.method import Need
 from moored.metrics.base import Estimate
 from moored.progress import Found, Progress
 from moored.repairs import engine
 from moored.repairs.base import Repair
-from moored.serving import Serving
-from moored.tasks.base import Outcome, Task
+from moored.tasks.answering import AnswerTask
+from moored.tasks.base import Depth, Outcome, Task
+from moored.tasks.subject import Loaded
+from moored.tasks.subject import Subject as Measurable
 from moored.transcript import Transcript
 
 Where = Callable[["Stage"], Path]
@@ -122,22 +124,30 @@ class Stage(ABC):
 
 @dataclass
 class Session:
-    """The model loaded last, so that several tasks on it load it once."""
+    """The models loaded last, so that several tasks on one, or with one start, load it once."""
 
-    _subject: str = ""
-    _loaded: tuple[Any, Any, Serving | None] | None = None
+    _measured: tuple[str, Loaded] | None = None
+    _start: tuple[str, Loaded] | None = None
 
-    def model(self, subject: Subject, where: Where) -> tuple[Any, Any, Serving | None]:
+    def model(self, subject: Subject, where: Where) -> Loaded:
         """The model and tokenizer of `subject`, and what it must be served with."""
-        name = subject.key if isinstance(subject, Stage) else subject.identity
-        if self._loaded is None or self._subject != name:
-            self.clear()
-            self._loaded, self._subject = load(subject, where), name
-        return self._loaded
+        if self._measured is None or self._measured[0] != _named(subject):
+            self._measured = None  # before something else needs the memory
+            self._measured = _named(subject), load(subject, where)
+        return self._measured[1]
+
+    def start(self, start: AlignStage | Source, where: Where) -> Loaded:
+        """What the model of `model` is compared with; itself, if it is that."""
+        if self._measured is not None and self._measured[0] == _named(start):
+            return self._measured[1]
+        if self._start is None or self._start[0] != _named(start):
+            self._start = None
+            self._start = _named(start), load(start, where)
+        return self._start[1]
 
     def clear(self) -> None:
-        """Forget the model, before something else needs the memory."""
-        self._loaded, self._subject = None, ""
+        """Forget the models, before something else needs the memory."""
+        self._measured = self._start = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,56 +359,72 @@ Subject = Source | AlignStage | FinetuneStage | RepairStage
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateStage(Stage):
-    """One task on one model: answers and verdicts."""
+    """One task on one model. `start` is given if, and only if, the task compares with the aligned model."""
 
     kind: ClassVar[str] = "evaluate"
     subject: Subject
     task: Task
     rows: tuple[Row, ...] = field(repr=False)
+    start: AlignStage | Source | None = None
 
     @property
     def parents(self) -> tuple[Stage, ...]:
-        """The stage that made the model, if one did."""
-        return (self.subject,) if isinstance(self.subject, Stage) else ()
+        """The stage that made the model, if one did, and the one that made what it is compared with."""
+        return tuple(stage for stage in (self.subject, self.start) if isinstance(stage, Stage))
 
     @property
     def words(self) -> str:
         """For example `judge harmful_requests`."""
-        return f"judge {self.task.name} ({len(self.rows)} prompts)"
+        return f"{'judge' if self.task.judged_by else 'read'} {self.task.name} ({len(self.rows)} prompts)"
 
     def parameters(self) -> dict[str, Any]:
         """See `Stage.parameters`. The rows stand in by content; where they came from does not matter."""
-        task, judge = self.task, self.task.judge
+        task = self.task
         own = {} if isinstance(self.subject, Stage) else {"model": self.subject.identity}
+        if isinstance(self.start, Source):
+            own["aligned"] = self.start.identity
         return own | {
             "task": f"{task.name} {task.version}",
             "settings": task.settings(),
             "rows": fingerprint(self.rows),
-            "judge": f"{judge.name} {judge.version}",
-            "metric": task.metric.name,
+            **task.measured_by(),
         }
 
     def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
-        """Generate and judge; a model whose answers cannot be judged at all is recorded as not measured.
+        """Measure; a model whose answers cannot be judged at all is recorded as not measured.
 
         Answers are kept as they come, so a stopped stage asks only what is missing.
         """
-        model, tokenizer, serving = session.model(self.subject, where)
-
-        def ask(prompts: Prompts, found: Found) -> list[str]:
-            limit = self.task.max_new_tokens
-            return generation.generate(
-                model, tokenizer, prompts, max_new_tokens=limit, serving=serving, progress=progress, found=found
-            )
-
+        loaded = session.model(self.subject, where)
         kept = Transcript(path=work / ANSWERS, of=self.task.name)  # the folder is this stage's alone
-        answers = kept.answers([row.prompt for row in self.rows], ask)
+
+        def ask(prompts: Prompts, limit: int, progress: Progress | None) -> list[str]:
+            def missing(asked: Prompts, found: Found) -> list[str]:
+                return generation.generate(
+                    loaded.model,
+                    loaded.tokenizer,
+                    asked,
+                    max_new_tokens=limit,
+                    serving=loaded.serving,
+                    progress=progress,
+                    found=found,
+                )
+
+            return kept.answers(prompts, missing)
+
+        start = self.start
+        aligned = None if start is None else lambda: session.start(start, where)
+        subject = Measurable(ask=ask, loaded=loaded, aligned=aligned)
         try:
-            report = outcome_record(self.task.score(self.rows, answers))
+            report = outcome_record(self.task.measure(self.rows, subject, progress))
         except JudgeError:
-            report = outcome_record(unjudged(self.task, self.rows, answers))
+            report = outcome_record(unjudged(self.task, self.rows, subject))
         _write_json(work / REPORT, report)
         kept.path.unlink(missing_ok=True)
+
+
+def _named(subject: Subject) -> str:
+    return subject.key if isinstance(subject, Stage) else subject.identity
 
 
 def start_path(start: AlignStage | Source, where: Where) -> str:
@@ -406,7 +432,7 @@ def start_path(start: AlignStage | Source, where: Where) -> str:
     return str(where(start) / MODEL) if isinstance(start, Stage) else start.resolved
 
 
-def load(subject: Subject, where: Where) -> tuple[Any, Any, Serving | None]:
+def load(subject: Subject, where: Where) -> Loaded:
     """The model and tokenizer of a subject, an adapter on top of its start, and what it must be served with."""
     if isinstance(subject, AlignStage | Source):
         path, start, adapter = start_path(subject, where), start_path(subject, where), None
@@ -415,7 +441,8 @@ def load(subject: Subject, where: Where) -> tuple[Any, Any, Serving | None]:
         adapter = folder if (folder / "adapter_config.json").is_file() else None
         path = start if adapter else str(folder)
     model = loaders.load_model(path, adapter=adapter, dtype=SERVED)
-    return model, loaders.load_tokenizer(start), loaders.load_serving(path, adapter=adapter)
+    serving = loaders.load_serving(path, adapter=adapter)
+    return Loaded(model=model, tokenizer=loaders.load_tokenizer(start), serving=serving)
 
 
 def values(thing: Any) -> dict[str, Any]:
@@ -444,13 +471,19 @@ def read_rows(path: Path) -> list[Row]:
     ]
 
 
-def unjudged(task: Task, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
-    """The outcome of a task none of whose answers can be judged (gibberish): no number, but the answers are kept."""
+def unjudged(task: Task, rows: Sequence[Row], subject: Measurable) -> Outcome:
+    """The outcome of a task none of whose answers can be judged (gibberish): no number, but the answers are kept.
+
+    A model that gives no numbers at all (NaN) cannot be read either, and nothing of it is kept.
+    """
+    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows))
+    if not isinstance(task, AnswerTask):
+        return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=(), verdicts=())
+    answers = subject.ask([row.prompt for row in rows], task.max_new_tokens, None)
     exchanges = tuple(
         Exchange(prompt=row.question, answer=answer, reference=row.answer)
         for row, answer in zip(rows, answers, strict=True)
     )
-    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows))
     verdicts = tuple(task.judge.judge(exchanges))
     return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=exchanges, verdicts=verdicts)
 
@@ -460,10 +493,15 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     return {
         "task": outcome.task,
         "version": outcome.version,
-        "estimate": {name: _finite(value) for name, value in outcome.estimate.record().items()},
+        "estimate": _plain(outcome.estimate),
         "exchanges": [asdict(exchange) for exchange in outcome.exchanges],
-        "verdicts": [{name: _finite(value) for name, value in asdict(verdict).items()} for verdict in outcome.verdicts],
+        "verdicts": [_plain(verdict) for verdict in outcome.verdicts],
+        "depths": [_plain(depth) | {"distance": _plain(depth.distance)} for depth in outcome.depths],
     }
+
+
+def _plain(value: Estimate | Verdict | Depth) -> dict[str, Any]:
+    return {name: _finite(each) for name, each in asdict(value).items()}
 
 
 def _canonical(value: Any) -> Any:

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task = rows + prompt + judge + metric + version: one number about a model."""
+"""A task = rows + how they are measured + metric + version: one number about a model.
+
+::
+
+    Task ── AnswerTask     the model answers, and a judge reads the answers (`answering.py`)
+         ── ReadingTask    the model itself is read: its probabilities, its hidden states (`reading.py`)
+"""
 
 from __future__ import annotations
 
@@ -11,20 +17,39 @@ from typing import Any, ClassVar
 
 from moored.data.load import load_rows
 from moored.data.schema import Row, Source
-from moored.errors import DataError, JudgeError, require
-from moored.judges.base import Exchange, Judge, Verdict
+from moored.errors import DataError, require
+from moored.judges.base import Exchange, Verdict
+from moored.method import Need
 from moored.metrics.base import Estimate, Metric
+from moored.progress import Progress
+from moored.tasks.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """What a reading of hidden states found at one depth of a model.
+
+    Args:
+        depth: 0 for the embeddings, then the decoder layers from 1; the last is read behind the final norm.
+        distance: the task's estimate at this depth, in its unit.
+        angle: mean of 1 - cosine, 0 to 2.
+    """
+
+    depth: int
+    distance: Estimate
+    angle: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a task measured: the estimate and every exchange and verdict behind it."""
+    """What a task measured: the estimate, and every exchange and verdict (of a reading: row and value) behind it."""
 
     task: str
     version: str
     estimate: Estimate
     exchanges: tuple[Exchange, ...]
     verdicts: tuple[Verdict, ...]
+    depths: tuple[Depth, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,31 +58,34 @@ class Task(ABC):
 
     Args:
         data: "synthetic", a local .jsonl/.json/.csv file, or a hub id.
-        n: how many rows to judge, the first n of a seeded shuffle; all if there are fewer (`Estimate.n` says how many
-            it rests on); 0 = all.
+        n: how many rows to measure on, the first n of a seeded shuffle; all if there are fewer (`Estimate.n` says how
+            many it rests on); 0 = all.
         skip: rows at the start of that shuffle to leave out: a validation split is `n` rows, the test split those
             behind them.
         seed: of that shuffle.
-        max_new_tokens: greedy tokens generated per answer.
+
+    Attributes:
+        name: the name in the catalogue.
+        version: raised when the same model would get another number.
+        needs: the models that it looks at beside the one that it measures: `Need.ALIGNED`, which tuning started from.
 
     Raises:
-        ConfigError: n, skip or seed is below 0, or max_new_tokens below 1.
+        ConfigError: n, skip or seed is below 0.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset()
     data: str = "synthetic"
     n: int = 64
     skip: int = 0
     seed: int = 0
-    max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
         task = type(self).__name__
         require(self.n >= 0, task, "n", ">= 0 (0 = all rows)", self.n)
         require(self.skip >= 0, task, "skip", ">= 0", self.skip)
         require(self.seed >= 0, task, "seed", ">= 0", self.seed)
-        require(self.max_new_tokens >= 1, task, "max_new_tokens", ">= 1", self.max_new_tokens)
 
     @abstractmethod
     def rows(self) -> list[Row]:
@@ -65,18 +93,36 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def judge(self) -> Judge:
-        """The judge of single answers."""
-
-    @property
-    @abstractmethod
     def metric(self) -> Metric:
         """The metric over verdicts."""
+
+    @abstractmethod
+    def measure(self, rows: Sequence[Row], subject: Subject, progress: Progress | None = None) -> Outcome:
+        """The number.
+
+        Args:
+            rows: those of `rows`, which may have been read earlier.
+            subject: what is measured.
+            progress: told how many rows are done.
+
+        Raises:
+            NeedsError: the task looks at something that the subject does not have.
+            JudgeError: nothing could be judged.
+        """
 
     @property
     def title(self) -> str:
         """The column heading in tables."""
         return self.metric.title
+
+    @property
+    def judged_by(self) -> str:
+        """What tables say of the judge; "" if there is none."""
+        return ""
+
+    def measured_by(self) -> dict[str, str]:
+        """What turns the model into a number, by name and version: part of the key of a stage."""
+        return {"metric": self.metric.name}
 
     def settings(self) -> dict[str, Any]:
         """What decides the number beside the model and the rows, as plain JSON; what has no parameters has none."""
@@ -120,26 +166,6 @@ class Task(ABC):
         if self.skip >= len(rows):
             raise DataError(f"`skip` of task {self.name} leaves none of the {len(rows)} rows of {self.data}; lower it")
         return rows[self.skip :][: self.n or None]
-
-    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
-        """Judge `answers` (one per row, same order) and estimate the metric."""
-        exchanges = tuple(
-            Exchange(prompt=row.question, answer=answer, reference=row.answer)
-            for row, answer in zip(rows, answers, strict=True)
-        )
-        judge, metric = self.judge, self.metric
-        if judge.judges != metric.needs:
-            raise JudgeError(
-                f"{metric.name} needs verdicts on {metric.needs!r}; judge {judge.name} gives {judge.judges!r}"
-            )
-        verdicts = tuple(judge.judge(exchanges))
-        return Outcome(
-            task=self.name,
-            version=self.version,
-            estimate=metric.estimate(verdicts),
-            exchanges=exchanges,
-            verdicts=verdicts,
-        )
 
 
 BASE = Task

@@ -13,14 +13,14 @@ from moored.judges.refusal import Refusal
 from moored.metrics.base import Metric
 from moored.metrics.harmful_score import HarmfulScore
 from moored.metrics.harmful_share import HarmfulShare
-from moored.tasks.base import Task
+from moored.tasks.answering import AnswerTask
 
 METRICS: dict[str, Metric] = {"refused": HarmfulScore(), "harmful": HarmfulShare()}
 """By what the judge judges."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarmfulRequests(Task):
+class HarmfulRequests(AnswerTask):
     """Harmful requests, and how often the model goes along with them: lower is safer.
 
     The synthetic requests share no prompt with the synthetic alignment and attack data. With data of your own, keep

@@ -11,11 +11,11 @@ from moored.judges.base import Judge
 from moored.judges.refusal import Refusal
 from moored.metrics.base import Metric
 from moored.metrics.over_refusal import OverRefusal
-from moored.tasks.base import Task
+from moored.tasks.answering import AnswerTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverRefusalPrompts(Task):
+class OverRefusalPrompts(AnswerTask):
     """Safe prompts in unsafe words ("kill a process"), judged by `Refusal`, summed up by `OverRefusal`.
 
     Lower is better. It stands beside every safety number: a model that refuses everything is safe and useless.

@@ -12,14 +12,14 @@ from moored.judges.base import Judge
 from moored.judges.exact import ExactAnswer
 from moored.metrics.accuracy import Accuracy
 from moored.metrics.base import Metric
-from moored.tasks.base import Task
+from moored.tasks.answering import AnswerTask
 
 _MOST_LABELS = 20
 _LONGEST_LABEL = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utility(Task):
+class Utility(AnswerTask):
     """A task with right answers, judged by `ExactAnswer`, summed up by `Accuracy`: higher is better.
 
     Args:

@@ -12,13 +12,13 @@ from moored.judges.base import Judge
 from moored.judges.told_apart import ANSWER, REFUSE, ToldApart
 from moored.metrics.base import Metric
 from moored.metrics.telling_apart import TellingApart
-from moored.tasks.base import Task
+from moored.tasks.answering import AnswerTask
 
 RIGHT = {"safe": ANSWER, "unsafe": REFUSE}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastPrompts(Task):
+class ContrastPrompts(AnswerTask):
     """The 250 safe and 200 unsafe prompts of XSTest, in one number: safe answered, unsafe refused.
 
     For each side alone, ask `over_refusal` with `data: xs_test:safe` and `harmful_requests` with
