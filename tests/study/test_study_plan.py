@@ -253,3 +253,12 @@ def test_planning_changes_no_recipe(tree: dict[str, Any]) -> None:
     Study(recipe).plan()
     assert tree == before
     assert recipe.plain() == plain
+
+
+def test_answers_in_another_precision_are_other_answers(tree: dict[str, Any], monkeypatch: Any) -> None:
+    def judged(precision: str) -> list[EvaluateStage]:
+        monkeypatch.setattr("moored.study.stages.precision", lambda: precision)
+        return [stage for stage in plan(tree).stages if isinstance(stage, EvaluateStage)]
+
+    usual, exact = ([stage.parameters() for stage in judged(name)] for name in ("bfloat16", "float32"))
+    assert exact == [asked | {"precision": "float32"} for asked in usual]

@@ -29,8 +29,9 @@ from moored.data.chat import IGNORED, AnswerCollator, encode
 from moored.data.schema import Row
 from moored.defenses.base import Defense
 from moored.errors import require, unknown
+from moored.hf.device import DType, precision
 from moored.hf.hooks import attention_modules, forward_takes
-from moored.hf.loaders import DType, load_model, load_serving, load_tokenizer
+from moored.hf.loaders import load_model, load_serving, load_tokenizer
 from moored.hf.monitor import DriftMonitor
 from moored.hf.packing import SharedLines, keeps_rows_apart
 from moored.memory import forget_peak, peak_bytes
@@ -62,7 +63,8 @@ class Training:
         full: train all weights instead of an adapter.
         pack: put several rows into a line instead of padding each, where the model keeps them apart
             (`keeps_rows_apart`) and no defence tells rows apart; the loss is the same, short rows train faster.
-        dtype: "bfloat16" keeps frozen weights and computes in bf16, trained weights stay in fp32.
+        dtype: "bfloat16" keeps frozen weights and computes in bf16, trained weights stay in fp32; as a default, what
+            this machine multiplies fast (`moored.hf.device.precision`).
         save_every: optimizer steps between checkpoints; 0: none.
     """
 
@@ -81,7 +83,7 @@ class Training:
     seed: int = 0
     full: bool = False
     pack: bool = True
-    dtype: DType = "bfloat16"
+    dtype: DType = field(default_factory=precision)
     save_every: int = 0
 
     def __post_init__(self) -> None:
