@@ -162,7 +162,7 @@ def fine_tune(
         roles: rows for the defences by role; for a role that is a model, its folder or hub id.
         probe: rows on which the drift of hidden embeddings is watched.
         merge: add the adapter to fp32 weights and save the model with its tokenizer.
-        progress: called with (steps done, steps in all, a few words: the last loss).
+        progress: called with (steps done, steps in all, the last loss in words, "" before the first).
     """
     forget_peak()
     tokenizer = load_tokenizer(model)
@@ -340,11 +340,12 @@ class _Follower(TrainerCallback):
     """Counts micro-batches and passes the trainer's progress on."""
 
     def __init__(self, progress: Progress | None):
-        self.progress, self.loss, self.micro_batches = progress, float("nan"), 0
+        self.progress, self.loss, self.micro_batches = progress, "", 0
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the last loss."""
-        self.loss = kwargs["logs"].get("loss", self.loss)
+        """Keep the last loss; there is none before the first line of the log."""
+        if "loss" in kwargs["logs"]:
+            self.loss = f"loss {kwargs['logs']['loss']:.3f}"
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A micro-batch that did not end its optimizer step."""
@@ -354,7 +355,7 @@ class _Follower(TrainerCallback):
         """A micro-batch that did."""
         self.micro_batches += 1
         if self.progress:
-            self.progress(state.global_step, state.max_steps, f"loss {self.loss:.3f}")
+            self.progress(state.global_step, state.max_steps, self.loss)
 
 
 class _Forwards:
