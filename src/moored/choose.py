@@ -23,6 +23,7 @@ from moored.data.schema import fingerprint
 from moored.digest import sha256_of
 from moored.errors import ConfigError, JudgeError, NeedsError, UnsupportedError
 from moored.hf.adapters import CONFIG
+from moored.hf.device import precision
 from moored.hf.loaders import load_model, load_serving, load_tokenizer
 from moored.progress import Progress
 from moored.repairs.base import Repair
@@ -33,7 +34,7 @@ from moored.report.record import Arm, Measured, Record, Share
 from moored.report.table import estimate
 from moored.study.environment import commit, machine, versions
 from moored.study.results import column, examples, repaired, scores
-from moored.study.stages import SERVED, outcome_record
+from moored.study.stages import outcome_record
 from moored.tasks import TASKS
 from moored.tasks.base import Task
 from moored.tasks.evaluate import evaluate
@@ -240,7 +241,7 @@ class _Search:
         """The numbers and first answers of a model or adapter."""
         adapter = folder if (folder / CONFIG).is_file() else None
         where = self.aligned if adapter else str(folder)
-        model = load_model(where, adapter=adapter, dtype=SERVED, device=self.settings["device"])
+        model = load_model(where, adapter=adapter, dtype=precision(), device=self.settings["device"])
         serving = load_serving(where, adapter=adapter)
         outcomes = evaluate(model, load_tokenizer(self.aligned), self.tasks, serving=serving)
         records = {outcome.task: outcome_record(outcome) for outcome in outcomes}
@@ -259,7 +260,7 @@ class _Search:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             commit=commit(),
             versions=versions(),
-            machine=machine(SERVED),
+            machine=machine(precision()),
             tasks=self.columns,
             inputs={f"prompts of {task.name}": fingerprint(task.rows()) for task in self.tasks},
             arms=[arm.model_copy(update={"note": "chosen"}) if arm is chosen else arm for arm in self.arms],

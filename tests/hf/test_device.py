@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moored.errors import ConfigError
-from moored.hf.device import device_for, devices
+from moored.hf.device import device_for, devices, precision
 
 
 @pytest.fixture
@@ -41,3 +41,14 @@ def test_a_unit_that_is_not_there(machine):
     machine("cuda", 2)
     with pytest.raises(ConfigError, match=r"\(cpu, cuda, cuda:0, cuda:1\); got 'cuda:2'"):
         device_for("cuda:2", "repair")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_models_are_served_in_what_the_machine_multiplies(native, machine, monkeypatch):
+    expected = "bfloat16" if native else "float32"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    machine(None)
+    assert precision() == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    machine("cuda")
+    assert precision() == expected

@@ -119,3 +119,19 @@ def killer(step: int):
             raise Killed
 
     return progress
+
+
+def test_progress_names_a_loss_once_there_is_one(tmp_path):
+    said = []
+    fine_tune(
+        "tiny",
+        ROWS,
+        tmp_path / "a",
+        training=replace(TRAINING, steps=7),
+        progress=lambda done, total, what: said.append((done, total, what)),
+    )
+    steps = [(done, what) for done, total, what in said if total == 7]
+    assert [done for done, _ in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert steps[0][1] == ""
+    assert all(what.startswith("loss ") for done, what in steps if done > 5)
+    assert "nan" not in str(steps)

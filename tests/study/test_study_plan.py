@@ -262,14 +262,15 @@ def readings(tree: dict[str, Any], *names: str) -> dict[str, Any]:
     return {**tree, "tasks": tree["tasks"] | {name: {"n": 3} for name in names}}
 
 
-def test_keys_of_tasks_that_ask_are_those_of_finished_stages() -> None:
+def test_keys_of_tasks_that_ask_are_those_of_finished_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores hold thousands of these; the keys were taken before tasks could read a model."""
+    monkeypatch.setattr("moored.study.stages.precision", lambda: "bfloat16")
     source = Source(where="m", resolved="m", identity="m")
     tasks = HarmfulRequests(n=2), Utility(labels=("Yes", "No"))
     stages = [EvaluateStage(subject=source, task=task, rows=(Row.of("Q?", "Yes"),)) for task in tasks]
     assert [stage.key for stage in stages] == [
-        "fc4c9ddf372fc716aa5c2ef4d6f95beb2623b06f9fd1b5af9f1fe94fc533d768",
-        "dc2762549bfd0b24ce081e7266b20be687e569d2b9d205f8552b44482c3a6dae",
+        "7529c3300cb15716a55d5b436c933971a1a9c0e1a2e77487ddeb5df5a8d036d4",
+        "945ea091c3133a312e8f8ffb9b582f0be8cea8ac5ddae43f8a617c52bb417475",
     ]
 
 
@@ -316,3 +317,12 @@ def test_readings_are_columns_of_their_own_role(tree: dict[str, Any]) -> None:
         "perplexity": ("reading", "lower", "log", ""),
         "kl_to_aligned": ("reading", "lower", "plain", ""),
     }
+
+
+def test_answers_in_another_precision_are_other_answers(tree: dict[str, Any], monkeypatch: Any) -> None:
+    def judged(precision: str) -> list[EvaluateStage]:
+        monkeypatch.setattr("moored.study.stages.precision", lambda: precision)
+        return [stage for stage in plan(tree).stages if isinstance(stage, EvaluateStage)]
+
+    usual, exact = ([stage.parameters() for stage in judged(name)] for name in ("bfloat16", "float32"))
+    assert exact == [asked | {"precision": "float32"} for asked in usual]

@@ -131,8 +131,8 @@ def test_the_training_fields_are_those_of_the_trainer() -> None:
     spec = TrainingSpec(steps=1)
     ours = {name: field.default for name, field in TrainingSpec.model_fields.items()}
     theirs = {field.name: field.default for field in fields(Training) if field.name != "seed"}
-    assert ours == theirs
-    assert Training(**spec.model_dump()).steps == 1
+    assert ours == theirs | {"dtype": None}  # the trainer's depends on the machine
+    assert Training(**spec.model_dump(exclude_none=True)).steps == 1
 
 
 @pytest.mark.parametrize("name", list(packaged()))

@@ -216,8 +216,8 @@ def test_perplexity_and_kl_read_the_model_as_it_is_served(data):
 
 def test_answers_that_are_cut_differently_are_refused(data):
     prompt = max(len(encode(TOKENIZER, row, max_length=512)["input_ids"]) for row in KLToAligned(data=data).rows())
+    task = KLToAligned(data=data, max_length=prompt)
     with pytest.raises(NeverSupported, match="max_length"):
-        task = KLToAligned(data=data, max_length=prompt)
         measured(task, tiny_model(), tiny_model(), serving=Serving(system="Be kind."))
 
 

@@ -94,7 +94,7 @@ class Screen:
             self._live.update(self._task, completed=event.done, total=event.total or None, what=what)
         elif time.monotonic() - self._last_line > EVERY:
             self._last_line = time.monotonic()
-            self._line(event, f"{event.done}/{event.total} {event.what}")
+            self._line(event, f"{event.done}/{event.total} {event.what}".rstrip())
 
     def _line(self, event: Event, what: str) -> None:
         elapsed = clock(time.monotonic() - self._begin)

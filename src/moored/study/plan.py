@@ -416,7 +416,7 @@ def _attacking(line: Line, spec: AttackSpec) -> Attack:
 
 
 def _training(spec: TrainingSpec, seed: int) -> Training:
-    return Training(**spec.model_dump(), seed=seed)
+    return Training(**spec.model_dump(exclude_none=True), seed=seed)
 
 
 def _whole(made: Sequence[Stage]) -> tuple[Stage, ...]:

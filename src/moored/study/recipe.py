@@ -111,7 +111,9 @@ class TrainingSpec(Part):
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with a rising learning rate, 0-1")
     full: bool = Field(default=False, description="train all weights instead of a LoRA adapter")
     pack: bool = Field(default=True, description="rows share lines instead of padding, where the model allows it")
-    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="compute precision")
+    dtype: Literal["bfloat16", "float32"] | None = Field(
+        default=None, description="compute precision; by default bfloat16 where the machine multiplies it fast"
+    )
     save_every: int = Field(default=0, ge=0, description="steps between checkpoints for resume; 0 = none")
 
     @model_validator(mode="after")

@@ -34,6 +34,7 @@ from moored.errors import JudgeError, StudyError
 from moored.hf import generate as generation
 from moored.hf import loaders
 from moored.hf import train as training_run
+from moored.hf.device import DType, precision
 from moored.hf.train import Training
 from moored.judges.base import Exchange, Verdict
 from moored.method import Need
@@ -54,8 +55,8 @@ MODEL = "model"
 REPORT = "report.json"
 ANSWERS = "answers.jsonl"
 ROWS = "rows.jsonl"
-SERVED: loaders.DType = "bfloat16"
-"""Models are judged in the precision in which they are served; on a CPU it also takes half the time."""
+USUAL: DType = "bfloat16"
+"""The precision in which models are served, and so judged, unless this machine cannot (`precision`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,6 +382,7 @@ class EvaluateStage(Stage):
         """See `Stage.parameters`. The rows stand in by content; where they came from does not matter."""
         task = self.task
         own = {} if isinstance(self.subject, Stage) else {"model": self.subject.identity}
+        own |= {} if precision() == USUAL else {"precision": precision()}
         if isinstance(self.start, Source):
             own["aligned"] = self.start.identity
         return own | {
@@ -440,7 +442,7 @@ def load(subject: Subject, where: Where) -> Loaded:
         folder, start = where(subject) / MODEL, start_path(subject.start, where)
         adapter = folder if (folder / "adapter_config.json").is_file() else None
         path = start if adapter else str(folder)
-    model = loaders.load_model(path, adapter=adapter, dtype=SERVED)
+    model = loaders.load_model(path, adapter=adapter, dtype=precision())
     serving = loaders.load_serving(path, adapter=adapter)
     return Loaded(model=model, tokenizer=loaders.load_tokenizer(start), serving=serving)
 
