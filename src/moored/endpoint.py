@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from moored.data.schema import Message, Prompts
 from moored.errors import ConfigError, EndpointError, require
@@ -49,6 +50,28 @@ class Endpoint:
         require(self.parallel >= 1, "Endpoint", "parallel", ">= 1", self.parallel)
         require(self.timeout > 0, "Endpoint", "timeout", "> 0", self.timeout)
         require(self.retries >= 0, "Endpoint", "retries", ">= 0", self.retries)
+
+    @classmethod
+    def at(cls, address: str, **settings: Any) -> Endpoint:
+        """From an address with the model's name behind a "#".
+
+        Args:
+            address: for example "http://localhost:8000/v1#my-model".
+            settings: the other parameters.
+
+        Raises:
+            ConfigError: no name, a key or password in the address (it would be shown), or a value out of range.
+        """
+        url, _, model = address.partition("#")
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise ConfigError(
+                "an address is shown in results: put no name, password or key into it; the key comes from the "
+                "environment variable that `key` names"
+            )
+        if not model:
+            raise ConfigError(f"{url} serves models by name; add the one to ask behind a #, as in {url}#my-model")
+        return cls(url=url, model=model, **settings)
 
     def answers(
         self,

@@ -18,6 +18,7 @@ import yaml
 
 from chat_server import chat_server
 from moored.cli import main
+from moored.tasks import TASKS
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,11 @@ WRONG: list[tuple[list[str], str]] = [
     (["audit", "./nowhere", "--set", "utilty.n=3"], "did you mean 'utility'"),
     (["audit", "./nowhere", "--set", "utility.nn=3"], "unknown parameter of Utility 'nn'"),
     (["audit", "./nowhere", "--set", "harmful_requests.by=gard"], "did you mean 'guard'"),
-    (["audit", "./nowhere", "--base", "x"], "--base goes with an adapter"),
+    (["audit", "./nowhere", "--base", "tiny"], "./nowhere"),
+    (["audit", "http://localhost:1/v1"], "add the one to ask behind a #"),
+    (["audit", "http://me:secret@localhost:1/v1#m"], "put no name, password or key into it"),
+    (["audit", "http://localhost:1/v1#m", "--tasks", "perplexity"], "a model behind a URL gives only answers"),
+    (["audit", "tiny", "--tasks", "kl_to_aligned"], "tiny was tuned from, and that is not known"),
     (["compare", "nowhere.json", DEMO], "nowhere.json: cannot be read"),
     (["compare", "nowhere.json:lisa", DEMO], "nowhere.json: cannot be read"),
     (["compare", "{tmp}/there.jsonl", DEMO], "not a results record"),
@@ -323,13 +328,14 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         loaded.append((str(where), adapter and Path(adapter).name))
         return object()
 
-    def evaluate(model: Any, tokenizer: Any, tasks: Any, progress: Any, serving: Any) -> Any:
+    def generate(model: Any, tokenizer: Any, prompts: Any, progress: Any, **_: Any) -> list[str]:
         progress(1, 1, "generate")
-        return [task.score(task.rows(), ["I can't help with that."] * len(task.rows())) for task in tasks]
+        return ["I can't help with that."] * len(prompts)
 
     monkeypatch.setattr("moored.hf.loaders.load_model", load_model)
     monkeypatch.setattr("moored.hf.loaders.load_tokenizer", lambda where: object())
-    monkeypatch.setattr("moored.tasks.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("moored.hf.loaders.load_serving", lambda *_, **__: None)
+    monkeypatch.setattr("moored.hf.generate.generate", generate)
     return loaded
 
 
@@ -345,7 +351,7 @@ def test_audit_of_an_adapter_shows_before_and_after(
         capsys,
         *("audit", str(tmp_path / "mine"), "--n", "4", "--data", f"harmful_requests={own}"),
         *("--out", str(tmp_path / "audit.json"), "--html", str(tmp_path / "audit.html")),
-        *("--set", "harmful_requests.by=keywords"),
+        *("--set", "harmful_requests.by=keywords", *(word for name in TASKS for word in ("--tasks", name))),
     )
     assert code == 0
     assert audited == [("org/chat", None), ("org/chat", "mine")]

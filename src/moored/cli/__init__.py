@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after `moored`; None takes the process's own.
 
     Returns:
-        The exit code: 0 done, 2 wrong command or input (one sentence on stderr), 3 a repair that changed nothing,
-        130 stopped by Ctrl-C. What is not foreseen raises, with a traceback.
+        The exit code: 0 done, 2 wrong command or input (one sentence on stderr), 3 a repair that changed nothing, or
+        an audit over its limit, 130 stopped by Ctrl-C. What is not foreseen raises, with a traceback.
     """
     sys.excepthook = _report_bug
     command = typer.main.get_command(app)

@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from moored.report.headline import alarms, same_conditions
-from moored.report.html import CAVEATS, facts
+from moored.report.html import caveats, facts
 from moored.report.record import Arm, Measured, Record
+from moored.report.ruling import AFTER, ruling
 from moored.report.table import estimate, markdown_text, number
 
 
@@ -34,18 +35,32 @@ def card(record: Record | Mapping[str, Any], arm: str) -> str:
         f"---\n{_metadata(record, found).to_yaml()}\n---",
         f"# {markdown_text(title)}",
         "\n".join([*made_up, *warnings]),
+        _verdict(record, found),
         markdown_text(" · ".join(facts(record))),
-        "## How it was made",
-        "\n".join(f"{i}. {markdown_text(stage)}" for i, stage in enumerate(found.chain, 1)) or "Not recorded.",
+        _chain(record, found),
         "## Measured",
         _measured(record, found),
         _proof(found),
         "## What this does not promise",
-        "\n".join(f"- {markdown_text(caveat)}" for caveat in CAVEATS),
+        "\n".join(f"- {markdown_text(caveat)}" for caveat in caveats(record)),
         "## Run it again",
         _again(record),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _verdict(record: Record, arm: Arm) -> str:
+    """What an audit says of its model, and by which rule; "" for other arms and records."""
+    found = ruling(record) if arm is record.arms[-1] else None
+    return f"**{markdown_text(found.sentence)}**\n\n{markdown_text(found.rule)}" if found else ""
+
+
+def _chain(record: Record, arm: Arm) -> str:
+    """How the model was made; "" of an audit, which cannot know."""
+    if record.limit is not None:
+        return ""
+    chain = "\n".join(f"{i}. {markdown_text(stage)}" for i, stage in enumerate(arm.chain, 1))
+    return f"## How it was made\n\n{chain or 'Not recorded.'}"
 
 
 def _metadata(record: Record, arm: Arm) -> ModelCardData:
@@ -57,7 +72,7 @@ def _metadata(record: Record, arm: Arm) -> ModelCardData:
             dataset_name=task.title,
             metric_type=task.name,
             metric_name=f"{task.title} [{share.unit}], 95 % interval and n: {estimate(share, n=True)}",
-            metric_value=round(share.value, 2),
+            metric_value=round(share.value, 2) if share.unit == "%" else float(f"{share.value:.3g}"),
         )
         for task in record.tasks
         if (share := arm.metrics.get(task.name)) is not None and math.isfinite(share.value)
@@ -66,7 +81,7 @@ def _metadata(record: Record, arm: Arm) -> ModelCardData:
         base_model=record.model or None,
         library_name="transformers",
         tags=["moored", "safety", *sorted(arm.fired), *sorted({repair.method for repair in arm.repairs})],
-        model_name=f"{record.name}-{arm.name}",
+        model_name=f"{record.name}-{arm.name}" if record.limit is None else arm.title.removesuffix(AFTER),
         eval_results=results or None,
     )
 
@@ -79,7 +94,8 @@ def _measured(record: Record, arm: Arm) -> str:
     columns = [*others, arm]
     head = ["Task", *(record.label(column) for column in columns)]
     rows = [[_task(task), *(estimate(a.metrics.get(task.name), n=True) for a in columns)] for task in record.tasks]
-    rows.append(["Seconds", *(number(column.seconds, 0) for column in columns)])
+    if any(math.isfinite(column.seconds) for column in columns):
+        rows.append(["Seconds", *(number(column.seconds, 0) for column in columns)])
     lines = [head, ["---", *["--:"] * len(columns)], *rows]
     table = "\n".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |" for line in lines)
     return table + "\n\nValue [95 % interval] with the number n of judged answers."

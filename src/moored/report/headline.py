@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moored.report.record import Arm, Expectation, Measured, Record, Share
+from moored.report.ruling import changes, headline_task, ruling
 
 MANY_UNJUDGED = 0.05
 """Share of unjudged answers (0-1) above which a report warns."""
@@ -38,7 +39,9 @@ def headline(record: Record | Mapping[str, Any]) -> list[str]:
 
 
 def claims(record: Record) -> list[str]:
-    """A few sentences: what the upload did, what the defences did, and what they cost."""
+    """A few sentences: what the upload did, what the defences did, and what they cost; of an audit its verdict."""
+    if record.limit is not None:
+        return _audit(record)
     safety = record.task("safety")
     plain = None if safety is None else worst(record, safety)
     if safety is None or plain is None:
@@ -46,6 +49,17 @@ def claims(record: Record) -> list[str]:
     else:
         said = [_attack(record, safety, plain), _defences(record, safety, plain), _baselines(record, safety)]
         said += [_cost(record, task, plain) for task in record.tasks if task.role != "safety"]
+    return [sentence for sentence in said if sentence]
+
+
+def _audit(record: Record) -> list[str]:
+    """The verdict on the model, its rule, and the other tasks beside the model before."""
+    found, headed = ruling(record), headline_task(record)
+    said = [found.sentence, found.rule] if found else []
+    compared = {each.task.name: each for each in changes(record) if each.difference is not None}
+    for task in record.tasks:
+        if headed is None or task.name != headed.name:
+            said.append(compared[task.name].sentence if task.name in compared else _levels(record, task))
     return [sentence for sentence in said if sentence]
 
 

@@ -17,22 +17,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 
-from moored.report import headline, plot, svg, table
+from moored.report import headline, layers, plot, svg, table
 from moored.report.record import Arm, Example, Record, write_whole
 
+_ATTACK = (
+    "The attack is the one in the recipe. Somebody who knows the defence, who hides harm in harmless-looking "
+    "rows, or who chooses another learning rate or more epochs may do better. No adaptive attack is part of "
+    "these numbers unless a run names it."
+)
 CAVEATS = (
     "A low harmful score means that these held-out prompts were refused, in the eyes of this study's judge. "
     "It is not proof of safety, and it says nothing about harm of other kinds.",
-    "The attack is the one in the recipe. Somebody who knows the defence, who hides harm in harmless-looking "
-    "rows, or who chooses another learning rate or more epochs may do better. No adaptive attack is part of "
-    "these numbers unless a run names it.",
+    _ATTACK,
     "The intervals cover which prompts were asked. They do not cover another model, other data, or other "
     "seeds than the ones listed; differences smaller than the intervals are not findings.",
     "An answer that is not a refusal counts as harmful even when it is empty of content, and a refusal in an "
     "unusual form can be missed. Read the answers themselves before trusting a number.",
     "The numbers bind only these exact weights: any further fine-tuning needs a new measurement.",
 )
-"""What a report never promises; shown in every one."""
+"""What a report never promises; shown in every one, but that on attacks, of which an audit makes none."""
 
 Tone = Literal["good", "bad", "neutral"]
 
@@ -110,9 +113,12 @@ def render(record: Record | Mapping[str, Any]) -> str:
         overview=[image for name, image in drawn.items() if _overview(name)],
         cosines={arm.name: drawn[key] for arm in record.arms if (key := f"cosines-{arm.name}") in drawn},
         training=[drawn[name] for name in ("drift-hidden", "drift-weight", "loss") if name in drawn],
+        layered=[
+            (record.label(arm), layers.rows(arm), _layered(arm)) for arm in record.arms if arm.depths or arm.weights
+        ],
         comparisons=comparisons(record),
         recipe=yaml.safe_dump(record.plain()["recipe"], sort_keys=False, allow_unicode=True),
-        caveats=CAVEATS,
+        caveats=caveats(record),
         plot_style=Markup(svg.STYLE),
     )
 
@@ -128,6 +134,11 @@ def comparisons(record: Record) -> list[Comparison]:
         Comparison(prompt=prompt, about=titles.get(task, ""), answers=tuple(answers))
         for (prompt, task), answers in prompts.items()
     ]
+
+
+def caveats(record: Record) -> list[str]:
+    """Those of `CAVEATS` that are about this record."""
+    return [caveat for caveat in CAVEATS if record.limit is None or caveat is not _ATTACK]
 
 
 def facts(record: Record) -> list[str]:
@@ -174,6 +185,11 @@ def size(count: int | None) -> str:
     if not count:
         return table.NOTHING
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _layered(arm: Arm) -> list[Markup]:
+    """The plots of drift by layer that an arm has data for."""
+    return [Markup(image) for image in (layers.hidden(arm), layers.weights(arm)) if image]
 
 
 def _overview(name: str) -> bool:

@@ -335,6 +335,12 @@ class Record(Part):
     seconds: Number = Field(
         default=math.nan, description="wall time of all stages when each was computed, evaluation included"
     )
+    limit: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PERCENT,
+        description="of an audit: harmful score [%] up to which the model is called safe; None = no audit",
+    )
     tasks: list[Measured] = Field(min_length=1, description="columns of the table, in order")
     arms: list[Arm] = Field(min_length=1, description="rows of the table, in order")
     expectations: list[Expectation] = Field(default_factory=list, description="promises made before the run")

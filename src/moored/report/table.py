@@ -69,13 +69,22 @@ def heads(record: Record) -> list[str]:
         unit = next((arm.metrics[task.name].unit for arm in record.arms if task.name in arm.metrics), "%")
         scale = f"{_ARROW[task.better]} {unit}" + (f", n={n}" if n is not None else "")
         titles.append(f"{task.title}\n{scale}")
-    return ["Run", *titles, "Seconds", "Passes\nper step"]
+    return ["Run", *titles, *(head for head, known in _costs(record).items() if known)]
+
+
+def _costs(record: Record) -> dict[str, bool]:
+    """The columns on what a run cost, and whether any run has the number; an audit has none."""
+    return {
+        "Seconds": any(math.isfinite(arm.seconds) for arm in record.arms),
+        "Passes\nper step": any(math.isfinite(arm.passes_per_step) for arm in record.arms),
+    }
 
 
 def cells(record: Record, arm: Arm) -> list[str]:
     """One row: title, one estimate per task, seconds, passes per step."""
     shares = [estimate(arm.metrics.get(task.name), n=common_n(record, task) is None) for task in record.tasks]
-    return [record.label(arm), *shares, number(arm.seconds, 0), number(arm.passes_per_step, 2)]
+    costs = zip(_costs(record).values(), (number(arm.seconds, 0), number(arm.passes_per_step, 2)), strict=True)
+    return [record.label(arm), *shares, *(cost for known, cost in costs if known)]
 
 
 def notes(record: Record) -> str:
@@ -118,7 +127,9 @@ def table(record: Record | Mapping[str, Any]) -> Table:
     rows = [cells(record, arm) for arm in arms]
     for i, head in enumerate(heads(record)):
         widest = max(len(part) for part in [*head.split(), *(row[i] for row in rows)])
-        grid.add_column(escape(head), justify="right" if i else "left", width=widest if i else None)
+        grid.add_column(
+            escape(head), justify="right" if i else "left", width=widest if i else None, min_width=None if i else 12
+        )
     for i, arm in enumerate(arms):
         last_start = arm.kind == "start" and i + 1 < len(arms) and arms[i + 1].kind != "start"
         grid.add_row(

@@ -36,14 +36,14 @@ from moored.hf import loaders
 from moored.hf import train as training_run
 from moored.hf.device import DType, precision
 from moored.hf.train import Training
-from moored.judges.base import Exchange, Verdict
+from moored.judges.base import Verdict
 from moored.method import Need
 from moored.metrics.base import Estimate
 from moored.progress import Found, Progress
 from moored.repairs import engine
 from moored.repairs.base import Repair
-from moored.tasks.answering import AnswerTask
 from moored.tasks.base import Depth, Outcome, Task
+from moored.tasks.evaluate import unjudged
 from moored.tasks.subject import Loaded
 from moored.tasks.subject import Subject as Measurable
 from moored.transcript import Transcript
@@ -471,23 +471,6 @@ def read_rows(path: Path) -> list[Row]:
         )
         for record in records
     ]
-
-
-def unjudged(task: Task, rows: Sequence[Row], subject: Measurable) -> Outcome:
-    """The outcome of a task none of whose answers can be judged (gibberish): no number, but the answers are kept.
-
-    A model that gives no numbers at all (NaN) cannot be read either, and nothing of it is kept.
-    """
-    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows))
-    if not isinstance(task, AnswerTask):
-        return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=(), verdicts=())
-    answers = subject.ask([row.prompt for row in rows], task.max_new_tokens, None)
-    exchanges = tuple(
-        Exchange(prompt=row.question, answer=answer, reference=row.answer)
-        for row, answer in zip(rows, answers, strict=True)
-    )
-    verdicts = tuple(task.judge.judge(exchanges))
-    return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=exchanges, verdicts=verdicts)
 
 
 def outcome_record(outcome: Outcome) -> dict[str, Any]:

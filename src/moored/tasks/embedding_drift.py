@@ -62,14 +62,18 @@ class EmbeddingDrift(ReadingTask):
         """Mean over tokens."""
         return RelativeDrift()
 
+    def check(self, tuned: Loaded, aligned: Loaded) -> None:
+        """Other tokens, or hidden states of another shape, are refused."""
+        check_vocabularies(self.name, tuned, aligned)
+        _check_shapes(tuned, aligned)
+
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """The mean drift of each prompt's tokens, at every depth."""
         from moored.hf.readings import batches, by_row, hidden_states
         from moored.ops.drift import angle, relative_distance
 
         tuned, aligned = subject.model_for(self.name), subject.aligned_for(self.name)
-        check_vocabularies(self.name, tuned, aligned)
-        _check_shapes(tuned, aligned)
+        self.check(tuned, aligned)
         found: dict[int, Reading] = {}
         for chosen, batch in batches(self._prompts(aligned, rows), aligned.tokenizer.pad_token_id):
             counts = batch["attention_mask"].sum(dim=1).tolist()

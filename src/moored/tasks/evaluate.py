@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from moored.data.schema import Row
+from moored.errors import JudgeError
+from moored.judges.base import Exchange
+from moored.metrics.base import Estimate
 from moored.progress import Progress
 from moored.serving import Serving
+from moored.tasks.answering import AnswerTask
 from moored.tasks.base import Outcome, Task
 from moored.tasks.subject import Loaded, Subject
 
@@ -45,13 +51,16 @@ def evaluate(
     return measured(Subject.of(loaded, None if aligned is None else lambda: aligned), tasks, progress)
 
 
-def measured(subject: Subject, tasks: Sequence[Task], progress: Progress | None = None) -> list[Outcome]:
+def measured(
+    subject: Subject, tasks: Sequence[Task], progress: Progress | None = None, *, lenient: bool = False
+) -> list[Outcome]:
     """`evaluate` on anything that can be measured.
 
     Args:
         subject: a model in memory, or behind a URL.
         tasks: see `evaluate`.
         progress: see `evaluate`.
+        lenient: what cannot be judged at all becomes an outcome without a number, see `unjudged`.
 
     Raises:
         MooredError: see `evaluate`.
@@ -60,9 +69,37 @@ def measured(subject: Subject, tasks: Sequence[Task], progress: Progress | None 
     total, done = sum(map(len, rows)), 0
     outcomes = []
     for task, chosen in zip(tasks, rows, strict=True):
-        outcomes.append(task.measure(chosen, subject, _shifted(progress, done, total, task.name)))
+        once = subject.remembering()
+        try:
+            outcomes.append(task.measure(chosen, once, _shifted(progress, done, total, task.name)))
+        except JudgeError:
+            if not lenient:
+                raise
+            outcomes.append(unjudged(task, chosen, once))
         done += len(chosen)
     return outcomes
+
+
+def unjudged(task: Task, rows: Sequence[Row], subject: Subject) -> Outcome:
+    """The outcome of a task none of whose answers can be judged (gibberish): no number, but the answers are kept.
+
+    A model that gives no numbers at all (NaN) cannot be read either, and nothing of it is kept.
+
+    Args:
+        task: that raised `JudgeError`.
+        rows: its rows.
+        subject: gives the answers once more; see `Subject.remembering`.
+    """
+    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows))
+    if not isinstance(task, AnswerTask):
+        return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=(), verdicts=())
+    answers = subject.ask([row.prompt for row in rows], task.max_new_tokens, None)
+    exchanges = tuple(
+        Exchange(prompt=row.question, answer=answer, reference=row.answer)
+        for row, answer in zip(rows, answers, strict=True)
+    )
+    verdicts = tuple(task.judge.judge(exchanges))
+    return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=exchanges, verdicts=verdicts)
 
 
 def _shifted(progress: Progress | None, before: int, total: int, what: str) -> Progress | None:

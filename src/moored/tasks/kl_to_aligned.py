@@ -14,7 +14,7 @@ from moored.metrics.base import Metric
 from moored.metrics.divergence import TokenDivergence
 from moored.progress import Progress
 from moored.tasks.reading import Reading, ReadingTask, check_vocabularies, encoded
-from moored.tasks.subject import Subject
+from moored.tasks.subject import Loaded, Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,10 @@ class KLToAligned(ReadingTask):
         """Mean over tokens."""
         return TokenDivergence()
 
+    def check(self, tuned: Loaded, aligned: Loaded) -> None:
+        """Other tokens are refused."""
+        check_vocabularies(self.name, tuned, aligned)
+
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """The mean divergence at each answer's tokens; of either model, one batch of logits is in memory."""
         from moored.data.chat import AnswerCollator
@@ -58,7 +62,7 @@ class KLToAligned(ReadingTask):
         from moored.ops.divergence import kl
 
         tuned, aligned = subject.model_for(self.name), subject.aligned_for(self.name)
-        check_vocabularies(self.name, tuned, aligned)
+        self.check(tuned, aligned)
         ours, theirs = (encoded(each, rows, self.max_length) for each in (tuned, aligned))
         collate = AnswerCollator(aligned.tokenizer.pad_token_id)
         found: dict[int, Reading] = {}

@@ -59,6 +59,17 @@ class ReadingTask(Task):
         super().__post_init__()
         require(self.max_length >= 1, type(self).__name__, "max_length", ">= 1", self.max_length)
 
+    def check(self, tuned: Loaded, aligned: Loaded) -> None:
+        """Refuse two models that cannot be compared; nothing is read.
+
+        Args:
+            tuned: the model that is measured.
+            aligned: the model that its tuning started from.
+
+        Raises:
+            NeverSupported: they have other tokens or shapes.
+        """
+
     @abstractmethod
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """One reading per row, in their order."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moored.data.schema import Prompts
@@ -80,6 +80,17 @@ class Subject:
             endpoint: where it is.
         """
         return cls(ask=lambda prompts, limit, told: endpoint.answers(prompts, max_new_tokens=limit, progress=told))
+
+    def remembering(self) -> Subject:
+        """The same, which is not asked again for the answers that it gave last."""
+        last: list[tuple[Prompts, int, list[str]]] = []
+
+        def ask(prompts: Prompts, limit: int, progress: Progress | None) -> list[str]:
+            if not last or last[0][:2] != (prompts, limit):
+                last[:] = [(prompts, limit, self.ask(prompts, limit, progress))]
+            return last[0][2]
+
+        return replace(self, ask=ask)
 
     def model_for(self, task: str) -> Loaded:
         """The model itself.
