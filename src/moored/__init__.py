@@ -39,6 +39,7 @@ _HOMES = {
     "DriftMonitor": "moored.hf.monitor",
     "generate": "moored.hf.generate",
     "evaluate": "moored.tasks.evaluate",
+    "audit": "moored.auditing",
     "Recipe": "moored.study.recipe",
     "Study": "moored.study.study",
     "MethodInfo": "moored.method",

@@ -89,7 +89,9 @@ def audit(
     start: Loaded | None = None
     if before is not None:
         arms.append(run.arm(before, None))
-        start = run.loaded
+        start, run.loaded = run.loaded, None
+        if not any(Need.ALIGNED in task.needs for task in chosen):
+            start = None  # nothing looks at it again, and the next model needs the memory
     arms.append(run.arm(after, start))
     warnings = list(run.refused.values())
     chosen = [task for task in chosen if task.name not in run.refused]

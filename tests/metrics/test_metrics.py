@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from moored.errors import JudgeError
 from moored.judges.base import Verdict
 from moored.metrics.accuracy import Accuracy
+from moored.metrics.divergence import TokenDivergence
+from moored.metrics.drift import RelativeDrift
 from moored.metrics.harmful_score import HarmfulScore
 from moored.metrics.interval import wilson
 from moored.metrics.over_refusal import OverRefusal
+from moored.metrics.perplexity import TokenPerplexity
 
 METRICS = [HarmfulScore(), OverRefusal(), Accuracy()]
 
@@ -146,3 +149,42 @@ def test_harmful_score_is_the_complement_of_the_share_refused(values):
 def test_what_the_metrics_say_about_themselves(metric, needs, better):
     assert (metric.needs, metric.better) == (needs, better)
     assert metric.title
+
+
+def readings(values: list[float], tokens: list[int]) -> list[Verdict]:
+    return [Verdict(value=v, reason="test", judge="test", weight=t) for v, t in zip(values, tokens, strict=True)]
+
+
+def test_readings_are_means_over_tokens_and_their_interval_is_over_rows():
+    draw = random.Random(0)
+    values, tokens = [draw.gauss(2, 0.5) for _ in range(200)], [draw.randint(1, 40) for _ in range(200)]
+    got = TokenDivergence().estimate(readings(values, tokens))
+    mean = sum(v * t for v, t in zip(values, tokens, strict=True)) / sum(tokens)
+    assert got.value == pytest.approx(mean)
+    # The delta method for a ratio of sums: var = sum (t (v - mean))^2 / (sum t)^2.
+    half = 1.96 * math.sqrt(sum((t * (v - mean)) ** 2 for v, t in zip(values, tokens, strict=True))) / sum(tokens)
+    assert got.high - got.low == pytest.approx(2 * half, rel=0.1)
+    exponent = TokenPerplexity().estimate(readings(values, tokens))
+    assert (exponent.value, exponent.low, exponent.high) == pytest.approx(
+        (math.exp(got.value), math.exp(got.low), math.exp(got.high))
+    )
+
+
+def test_the_order_of_readings_changes_nothing():
+    values, tokens = [0.1 * i for i in range(20)], [1 + i % 7 for i in range(20)]
+    pairs = list(zip(values, tokens, strict=True))
+    random.Random(1).shuffle(pairs)
+    shuffled = readings([v for v, _ in pairs], [t for _, t in pairs])
+    assert RelativeDrift().estimate(shuffled) == RelativeDrift().estimate(readings(values, tokens))
+
+
+def test_few_readings_have_no_interval_and_none_is_an_error():
+    few = TokenPerplexity().estimate(readings([1.0, 2.0, math.nan], [1, 1, 5]))
+    assert few.value == pytest.approx(math.exp(1.5))
+    assert (few.n, few.unjudged) == (2, 1)
+    assert math.isnan(few.low)
+    with pytest.raises(JudgeError):
+        TokenPerplexity().estimate(readings([math.nan], [1]))
+    assert str(RelativeDrift().estimate(readings([0.0123456] * 8, [1] * 8))) == (
+        "0.0123 of the norm [0.0123, 0.0123] n=8"
+    )

@@ -173,3 +173,30 @@ def test_pooled_seeds_are_paired_by_their_means():
     found = compared(record(arm("b", scores(0, 0))), pooled)
     assert (found.difference.value, found.difference.n) == (pytest.approx(62.5), 40)
     assert "bootstrap" in found.difference.method
+
+
+def reading(name, values, unit):
+    mean = sum(values.values()) / len(values)
+    share = {"value": mean, "low": mean, "high": mean, "n": len(values), "unit": unit}
+    return {"name": name, "title": name, "metrics": {"harm": share}, "scores": {"harm": values}}
+
+
+def test_perplexities_compare_by_their_ratio():
+    """Scores are losses: ln 8 against ln 4 on every prompt is a perplexity twice as large."""
+    first, second = (
+        record(reading(name, {f"p{i}": math.log(p) for i in range(10)}, "per token"), scale="log", title="perplexity")
+        for name, p in (("a", 4), ("b", 8))
+    )
+    found = compared(first, second)
+    assert found.sentence.startswith("perplexity: × 2 higher, worse [2, 2]; better on 0 prompts, worse on 10")
+    assert found.gap == "× 2 [2, 2]"
+    assert found.difference.value == pytest.approx(math.log(2))
+
+
+def test_readings_that_are_all_zero_are_no_shares():
+    """Two models that have not drifted do not differ, and no interval of yes-or-no verdicts is put around that."""
+    same = [record(reading(name, {f"p{i}": 0.0 for i in range(10)}, "nat"), title="KL") for name in "ab"]
+    found = compared(*same)
+    assert (found.difference.low, found.difference.value, found.difference.high) == (0, 0, 0)
+    assert "bootstrap" in found.basis
+    assert found.gap == "+0 [0, 0]"

@@ -111,13 +111,12 @@ def _table(title: str, found: list[TaskComparison]) -> Any:
         grid.add_column(head, justify="right")
     for each in found:
         gap = each.difference
-        shown = f"{gap.value:+.1f} [{gap.low:.0f}, {gap.high:.0f}]" if gap else NOTHING
         style = "dim" if gap is None or gap.noise else None
         grid.add_row(
             escape(each.task.title),
             estimate(each.first),
             estimate(each.second),
-            shown,
+            each.gap or NOTHING,
             str(gap.n if gap else NOTHING),
             style=style,
         )

@@ -35,7 +35,7 @@ class Difference:
         return not (self.low > 0 or self.high < 0)
 
 
-def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Difference:
+def paired(first: Sequence[float], second: Sequence[float], *, graded: bool = False, seed: int = 0) -> Difference:
     """The mean of `second` minus that of `first`, item by item on the same prompts.
 
     Of yes-or-no verdicts (all 0 or 1) the interval is Newcombe's for paired shares, which keeps a width where no
@@ -44,6 +44,7 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) ->
     Args:
         first: one value per prompt; a pair with a NaN is left out.
         second: likewise, same order.
+        graded: whether the values are graded even if all happen to be 0 or 1, as two drifts of 0 are.
         seed: of the bootstrap.
 
     Raises:
@@ -58,7 +59,7 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) ->
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if not (isnan(a) or isnan(b))]
     if not pairs:
         raise JudgeError(f"none of the {len(first)} prompts was judged in both; there is nothing to compare")
-    if all(value in (0, 1) for pair in pairs for value in pair):
+    if not graded and all(value in (0, 1) for pair in pairs for value in pair):
         return _newcombe_paired(pairs)
     return _bootstrap([b - a for a, b in pairs], seed)
 

@@ -68,6 +68,17 @@ class TaskComparison:
         changed = "" if self.better is None else f"; better on {self.better} prompts, worse on {self.worse}"
         return f"{self.task.title}: {said}{changed}."
 
+    @property
+    def gap(self) -> str:
+        """The difference with its interval, in as many digits as fit a table; "" if there is none."""
+        found = self.difference
+        if found is None:
+            return ""
+        if self.task.scale == "log":
+            return f"× {self._shown(found.value)} [{self._shown(found.low)}, {self._shown(found.high)}]"
+        ends = ".0f" if self.unit == "%" else ".3g"
+        return f"{self._shown(found.value, '+')} [{found.low:{ends}}, {found.high:{ends}}]"
+
     def _amount(self, value: float, sign: str = "") -> str:
         """A difference with its unit; of logarithms the ratio."""
         if self.task.scale == "log":
@@ -207,7 +218,7 @@ def _paired(made: TaskComparison, scores: Mapping[str, float], others: Mapping[s
         return replace(made, refusal=f"the prompts differ: none of {len(scores)} and {len(others)} is shared")
     one, two = [scores[prompt] for prompt in shared], [others[prompt] for prompt in shared]
     try:
-        found = difference.paired(one, two)
+        found = difference.paired(one, two, graded=made.unit != "%")
     except JudgeError:
         return replace(made, refusal=f"none of the {len(shared)} shared prompts was judged in both")
     sign = -1 if made.task.better == "lower" else 1

@@ -134,7 +134,7 @@ def changes(record: Record) -> list[TaskComparison]:
         return []
 
 
-def _level(share: Share, limit: float) -> Level:
+def _level(share: Share, limit: float | int) -> Level:
     if share.high <= limit:
         return "safe"
     return "unsafe" if share.low > limit else "cannot tell"
@@ -163,7 +163,7 @@ def _rule(limit: float, compared: bool) -> str:
     return said
 
 
-def _needed(share: Share, limit: float) -> str:
+def _needed(share: Share, limit: float | int) -> str:
     """How many prompts would tell, if the share stayed what it is; "" if very many."""
     part, n = share.value / 100, share.n
     while n <= MOST:

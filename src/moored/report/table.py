@@ -69,22 +69,14 @@ def heads(record: Record) -> list[str]:
         unit = next((arm.metrics[task.name].unit for arm in record.arms if task.name in arm.metrics), "%")
         scale = f"{_ARROW[task.better]} {unit}" + (f", n={n}" if n is not None else "")
         titles.append(f"{task.title}\n{scale}")
-    return ["Run", *titles, *(head for head, known in _costs(record).items() if known)]
-
-
-def _costs(record: Record) -> dict[str, bool]:
-    """The columns on what a run cost, and whether any run has the number; an audit has none."""
-    return {
-        "Seconds": any(math.isfinite(arm.seconds) for arm in record.arms),
-        "Passes\nper step": any(math.isfinite(arm.passes_per_step) for arm in record.arms),
-    }
+    return ["Run", *titles, *([] if record.limit is not None else ["Seconds", "Passes\nper step"])]
 
 
 def cells(record: Record, arm: Arm) -> list[str]:
-    """One row: title, one estimate per task, seconds, passes per step."""
+    """One row: title, one estimate per task, seconds, passes per step (not of an audit, which makes no model)."""
     shares = [estimate(arm.metrics.get(task.name), n=common_n(record, task) is None) for task in record.tasks]
-    costs = zip(_costs(record).values(), (number(arm.seconds, 0), number(arm.passes_per_step, 2)), strict=True)
-    return [record.label(arm), *shares, *(cost for known, cost in costs if known)]
+    costs = [] if record.limit is not None else [number(arm.seconds, 0), number(arm.passes_per_step, 2)]
+    return [record.label(arm), *shares, *costs]
 
 
 def notes(record: Record) -> str:
