@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from moored.errors import DataError
+from moored.errors import DataError, unknown
 
 MAX_PERCENT = 100.0
 
@@ -386,12 +386,12 @@ class Record(Part):
         """The arm called `name`.
 
         Raises:
-            DataError: no such arm; lists those there are.
+            ConfigError: no such arm; names the nearest.
         """
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise DataError(f"no arm {name!r} in the record; there are {', '.join(a.name for a in self.arms)}")
+        raise unknown("arm", name, [arm.name for arm in self.arms])
 
     def task(self, role: Role) -> Measured | None:
         """The headline task of a role: the first one, or None."""

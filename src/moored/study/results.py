@@ -37,10 +37,11 @@ _ROLES: dict[str, out.Role] = {
     "telling_apart": "over-refusal",
 }
 
-Found = Callable[[Stage], Done]
+Finished = Callable[[Stage], Done]
+"""Where a stage was kept when it was done."""
 
 
-def build(recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], command: str) -> out.Record:
+def build(recipe: Recipe, plan: Plan, found: Finished, *, reused: Sequence[str], command: str) -> out.Record:
     """The record of a finished study.
 
     Args:
@@ -78,7 +79,7 @@ def build(recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], co
     )
 
 
-def _arm(chain: Chain, found: Found) -> out.Arm:
+def _arm(chain: Chain, found: Finished) -> out.Arm:
     """One row of the table."""
     reports = {
         stage.key: read_report(found(stage).folder)
@@ -128,7 +129,7 @@ def _asked(prompts: Mapping[str, frozenset[str]]) -> list[out.Asked]:
     ]
 
 
-def _attacked(chain: Chain, found: Found) -> out.Attacked | None:
+def _attacked(chain: Chain, found: Finished) -> out.Attacked | None:
     stage = next((s for s in chain.stages if isinstance(s, AttackStage)), None)
     if stage is None:
         return None
@@ -266,7 +267,7 @@ def _named(plan: Plan, arm: str) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _warnings(plan: Plan, found: Found) -> list[str]:
+def _warnings(plan: Plan, found: Finished) -> list[str]:
     """What the report cannot see from the numbers alone."""
     return [
         f"{stage.words} was stopped and resumed; its seconds cover the last attempt only"
