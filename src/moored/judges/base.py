@@ -83,6 +83,10 @@ class Judge(ABC):
         """What tables say of it."""
         return f"{self.name} {self.version}"
 
+    def loads(self) -> tuple[str, ...]:
+        """The models that it loads on this machine: folders or hub ids, as they were named."""
+        return ()
+
     @abstractmethod
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict per exchange, in the same order."""

@@ -50,6 +50,10 @@ class Ensemble(Judge):
         """All their labels."""
         return f"majority of {'; '.join(judge.label for judge in self.of)}"
 
+    def loads(self) -> tuple[str, ...]:
+        """What all of them load."""
+        return tuple(model for judge in self.of for model in judge.loads())
+
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict per exchange, in the same order."""
         columns = [judge.judge(exchanges) for judge in self.of]

@@ -64,6 +64,10 @@ class Guard(ModelJudge):
         """With the form."""
         return f"{self.name}/{self.version} {self.form} {self.model}"
 
+    def loads(self) -> tuple[str, ...]:
+        """The model."""
+        return (self.model,)
+
     def readings(self, exchanges: Sequence[Exchange]) -> list[Reading]:
         """See `ModelJudge.readings`."""
         from moored.hf.generate import continued

@@ -168,7 +168,10 @@ class AlignStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackStage(Stage):
-    """The user's upload. `start` and `base` are given if, and only if, the attack looks at them."""
+    """The user's upload. `start` and `base` are given if, and only if, the attack looks at them.
+
+    `judging` are the model folders that it loads itself, such as a guard's.
+    """
 
     kind: ClassVar[str] = "attack"
     method: Attack
@@ -176,6 +179,7 @@ class AttackStage(Stage):
     harmful: tuple[Row, ...] = field(repr=False)
     start: AlignStage | Source | None = None
     base: Source | None = None
+    judging: tuple[Source, ...] = ()
 
     @property
     def parents(self) -> tuple[Stage, ...]:
@@ -193,7 +197,7 @@ class AttackStage(Stage):
         if self.base is not None:
             own["base"] = self.base.identity
         return own | {
-            "method": {self.method.name: values(self.method)},
+            "method": {self.method.name: _by_content(values(self.method), self.judging)},
             "benign": fingerprint(self.benign),
             "harmful": fingerprint(self.harmful),
         }
@@ -349,12 +353,13 @@ Subject = Source | AlignStage | FinetuneStage | RepairStage
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateStage(Stage):
-    """One task on one model: answers and verdicts."""
+    """One task on one model: answers and verdicts. `judging` are the model folders that its judge loads."""
 
     kind: ClassVar[str] = "evaluate"
     subject: Subject
     task: Task
     rows: tuple[Row, ...] = field(repr=False)
+    judging: tuple[Source, ...] = ()
 
     @property
     def parents(self) -> tuple[Stage, ...]:
@@ -372,7 +377,7 @@ class EvaluateStage(Stage):
         own = {} if isinstance(self.subject, Stage) else {"model": self.subject.identity}
         return own | {
             "task": f"{task.name} {task.version}",
-            "settings": task.settings(),
+            "settings": _by_content(task.settings(), self.judging),
             "rows": fingerprint(self.rows),
             "judge": f"{judge.name} {judge.version}",
             "metric": task.metric.name,
@@ -464,6 +469,17 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
         "exchanges": [asdict(exchange) for exchange in outcome.exchanges],
         "verdicts": [{name: _finite(value) for name, value in asdict(verdict).items()} for verdict in outcome.verdicts],
     }
+
+
+def _by_content(value: Any, models: Sequence[Source]) -> Any:
+    """Plain JSON in which `model` of a judge, if it is one of these folders, is the hash of what the folder holds."""
+    identities = {source.where: source.identity for source in models}
+    if isinstance(value, Mapping):
+        return {
+            name: identities.get(str(item), item) if name == "model" else _by_content(item, models)
+            for name, item in value.items()
+        }
+    return [_by_content(item, models) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _canonical(value: Any) -> Any:

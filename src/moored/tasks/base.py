@@ -73,6 +73,10 @@ class Task(ABC):
     def metric(self) -> Metric:
         """The metric over verdicts."""
 
+    def loads(self) -> tuple[str, ...]:
+        """The models that it loads beside the one it measures: those of its judge, as they were named."""
+        return self.judge.loads()
+
     @property
     def title(self) -> str:
         """The column heading in tables."""
