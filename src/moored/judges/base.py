@@ -43,11 +43,13 @@ class Verdict:
         value: the judge's property in 0-1 (1 = it holds), NaN if unjudgeable.
         reason: which rule or label decided; never empty when `value` is NaN.
         judge: name and version of the judge.
+        disputed: whether the judges behind it were not of one mind; None of a single judge.
     """
 
     value: float
     reason: str
     judge: str
+    disputed: bool | None = None
 
     @property
     def judged(self) -> bool:

@@ -72,6 +72,12 @@ class Share(Part):
     n: int = Field(ge=0, description="judged answers behind the estimate")
     unjudged: int = Field(default=0, ge=0, description="answers left out because the judge had no verdict")
     unit: str = Field(default="%", description='"%" = 0-100')
+    disagreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PERCENT,
+        description="share in % of the answers on which the judges of an ensemble disagree; None = a single judge",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Share:

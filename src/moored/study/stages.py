@@ -38,6 +38,7 @@ from moored.hf.train import Training
 from moored.judges.base import Exchange
 from moored.method import Need
 from moored.metrics.base import Estimate
+from moored.metrics.interval import disagreement
 from moored.progress import Found, Progress
 from moored.repairs import engine
 from moored.repairs.base import Repair
@@ -455,8 +456,9 @@ def unjudged(task: Task, rows: Sequence[Row], answers: Sequence[str]) -> Outcome
         Exchange(prompt=row.question, answer=answer, reference=row.answer)
         for row, answer in zip(rows, answers, strict=True)
     )
-    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows))
     verdicts = tuple(task.judge.judge(exchanges))
+    split = disagreement(verdicts)
+    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows), disagreement=split)
     return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=exchanges, verdicts=verdicts)
 
 
