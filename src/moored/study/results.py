@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moored.data.schema import prompt_id
+from moored.metrics.repeated import mean_of_judged
 from moored.report import record as out
 from moored.study.environment import commit, machine, versions
 from moored.study.plan import Chain, Plan
@@ -184,17 +185,17 @@ def examples(outcome: Mapping[str, Any], *, refusals: bool) -> list[out.Example]
 
 
 def scores(task: Task, outcome: Mapping[str, Any]) -> dict[str, float]:
-    """What each answer counts for in the task's metric, by the prompt's id; NaN where it could not be judged.
+    """What each prompt counts for in the task's metric, by its id: the mean of its answers; NaN where none was judged.
 
     Args:
         task: that was measured.
         outcome: the record of its `Outcome`.
     """
-    found = {}
+    found: dict[str, list[float]] = {}
     for exchange, verdict in zip(outcome["exchanges"], outcome["verdicts"], strict=True):
         value = math.nan if verdict["value"] is None else verdict["value"]
-        found[prompt_id(exchange["prompt"])] = task.metric.credit(value)
-    return found
+        found.setdefault(prompt_id(exchange["prompt"]), []).append(task.metric.credit(value))
+    return {prompt: mean_of_judged(credits) for prompt, credits in found.items()}
 
 
 def _layers(report: Mapping[str, Any]) -> list[out.LayerRow]:

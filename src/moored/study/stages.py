@@ -21,7 +21,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -370,7 +370,9 @@ class EvaluateStage(Stage):
     @property
     def words(self) -> str:
         """For example `judge harmful_requests`."""
-        return f"judge {self.task.name} ({len(self.rows)} prompts)"
+        samples = self.task.samples
+        each = f", {samples} answers each" if samples > 1 else ""
+        return f"judge {self.task.name} ({len(self.rows) // samples} prompts{each})"
 
     def parameters(self) -> dict[str, Any]:
         """See `Stage.parameters`. The rows stand in by content; where they came from does not matter."""
@@ -391,14 +393,26 @@ class EvaluateStage(Stage):
         """
         model, tokenizer, serving = session.model(self.subject, where)
 
-        def ask(prompts: Prompts, found: Found) -> list[str]:
-            limit = self.task.max_new_tokens
+        def ask(again: int, prompts: Prompts, found: Found) -> list[str]:
             return generation.generate(
-                model, tokenizer, prompts, max_new_tokens=limit, serving=serving, progress=progress, found=found
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=self.task.max_new_tokens,
+                sampling=self.task.sampling,
+                again=again,
+                serving=serving,
+                progress=progress,
+                found=found,
             )
 
         kept = Transcript(path=work / ANSWERS, of=self.task.name)  # the folder is this stage's alone
-        answers = kept.answers([row.prompt for row in self.rows], ask)
+        prompts = [row.prompt for row in self.rows]
+        answers: list[str] = []
+        # In rounds, so that what a stop cut off is drawn as it would have been.
+        for again in range(self.task.samples):
+            round_end = len(prompts) // self.task.samples * (again + 1)
+            answers = kept.answers(prompts[:round_end], partial(ask, again))
         try:
             report = outcome_record(self.task.score(self.rows, answers))
         except JudgeError:
@@ -458,7 +472,14 @@ def unjudged(task: Task, rows: Sequence[Row], answers: Sequence[str]) -> Outcome
     )
     verdicts = tuple(task.judge.judge(exchanges))
     split = disagreement(verdicts)
-    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows), disagreement=split)
+    nothing = Estimate(
+        value=math.nan,
+        low=math.nan,
+        high=math.nan,
+        n=0,
+        unjudged=len({row.question for row in rows}),
+        disagreement=split,
+    )
     return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=exchanges, verdicts=verdicts)
 
 

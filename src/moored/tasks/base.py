@@ -14,6 +14,8 @@ from moored.data.schema import Row, Source
 from moored.errors import DataError, JudgeError, require
 from moored.judges.base import Exchange, Judge, Verdict
 from moored.metrics.base import Estimate, Metric
+from moored.metrics.repeated import clustered
+from moored.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,14 @@ class Task(ABC):
         skip: rows at the start of that shuffle to leave out: a validation split is `n` rows, the test split those
             behind them.
         seed: of that shuffle.
-        max_new_tokens: greedy tokens generated per answer.
+        max_new_tokens: tokens generated per answer.
+        sampling: how answers are drawn, for example `{temperature: 0.7, top_p: 0.9, seed: 0}`; None takes the likeliest
+            token each time.
+        samples: drawn answers per prompt. Each prompt counts by the mean of its answers, so that intervals are over
+            prompts.
 
     Raises:
-        ConfigError: n, skip or seed is below 0, or max_new_tokens below 1.
+        ConfigError: n, skip or seed is below 0, max_new_tokens or samples below 1, or several samples are not drawn.
     """
 
     name: ClassVar[str]
@@ -51,6 +57,8 @@ class Task(ABC):
     skip: int = 0
     seed: int = 0
     max_new_tokens: int = 32
+    sampling: Sampling | None = None
+    samples: int = 1
 
     def __post_init__(self) -> None:
         task = type(self).__name__
@@ -58,6 +66,8 @@ class Task(ABC):
         require(self.skip >= 0, task, "skip", ">= 0", self.skip)
         require(self.seed >= 0, task, "seed", ">= 0", self.seed)
         require(self.max_new_tokens >= 1, task, "max_new_tokens", ">= 1", self.max_new_tokens)
+        fine = self.samples == 1 or (self.samples > 1 and self.sampling is not None)
+        require(fine, task, "samples", "1, or more with `sampling` (greedy answers are all the same)", self.samples)
 
     @abstractmethod
     def rows(self) -> list[Row]:
@@ -79,13 +89,17 @@ class Task(ABC):
 
     @property
     def title(self) -> str:
-        """The column heading in tables."""
-        return self.metric.title
+        """The column heading in tables; says so where answers are drawn."""
+        if self.sampling is None:
+            return self.metric.title
+        each = f", {self.samples} per prompt" if self.samples > 1 else ""
+        return f"{self.metric.title}, answers drawn at temperature {self.sampling.temperature:g}{each}"
 
     def settings(self) -> dict[str, Any]:
         """What decides the number beside the model and the rows, as plain JSON; what has no parameters has none."""
         decides = {name: value for name, value in asdict(self).items() if name not in ("data", "n", "skip", "seed")}
-        return {name: value for name, value in decides.items() if value != {}}
+        greedy = {"sampling": None, "samples": 1}
+        return {name: value for name, value in decides.items() if value != {} and (name, value) not in greedy.items()}
 
     def load(self, synthetic: str, source: Source) -> list[Row]:
         """All rows of `data`, each prompt once: the first row that asks it stays.
@@ -101,7 +115,7 @@ class Task(ABC):
         return list({row.question.strip(): row for row in reversed(load_rows(where, source=source))}.values())[::-1]
 
     def sample(self, synthetic: str, source: Source, *, answers: bool) -> list[Row]:
-        """The rows to judge: the first `n` of a seeded shuffle of `load`.
+        """The rows to judge: the first `n` of a seeded shuffle of `load`, all of them `samples` times.
 
         Args:
             synthetic: see `load`.
@@ -123,7 +137,7 @@ class Task(ABC):
         random.Random(self.seed).shuffle(rows)
         if self.skip >= len(rows):
             raise DataError(f"`skip` of task {self.name} leaves none of the {len(rows)} rows of {self.data}; lower it")
-        return rows[self.skip :][: self.n or None]
+        return rows[self.skip :][: self.n or None] * self.samples
 
     def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
         """Judge `answers` (one per row, same order) and estimate the metric."""
@@ -137,10 +151,11 @@ class Task(ABC):
                 f"{metric.name} needs verdicts on {metric.needs!r}; judge {judge.name} gives {judge.judges!r}"
             )
         verdicts = tuple(judge.judge(exchanges))
+        asked = [exchange.prompt for exchange in exchanges]
         return Outcome(
             task=self.name,
             version=self.version,
-            estimate=metric.estimate(verdicts),
+            estimate=clustered(metric, asked, verdicts) if self.samples > 1 else metric.estimate(verdicts),
             exchanges=exchanges,
             verdicts=verdicts,
         )

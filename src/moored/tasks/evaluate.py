@@ -47,6 +47,7 @@ def evaluate(
             tokenizer,
             [row.prompt for row in chosen],
             max_new_tokens=task.max_new_tokens,
+            sampling=task.sampling,
             serving=serving,
             progress=_shifted(progress, done, total, task.name),
         )
