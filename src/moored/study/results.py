@@ -34,6 +34,7 @@ _ROLES: dict[str, out.Role] = {
     "harmful_score": "safety",
     "harmful_share": "safety",
     "mean_harmfulness": "safety",
+    "strong_reject_score": "safety",
     "over_refusal": "over-refusal",
     "telling_apart": "over-refusal",
 }
