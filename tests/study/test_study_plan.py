@@ -12,6 +12,7 @@ import pytest
 
 from moored.errors import ConfigError, DataError, MooredError, NeedsError
 from moored.judges.guard import Guard
+from moored.judges.told_apart import ToldApart
 from moored.study.patch import merge
 from moored.study.plan import Plan
 from moored.study.recipe import Recipe
@@ -253,3 +254,23 @@ def test_planning_changes_no_recipe(tree: dict[str, Any]) -> None:
     Study(recipe).plan()
     assert tree == before
     assert recipe.plain() == plain
+
+
+@pytest.mark.parametrize(
+    "by",
+    ["refusal", {"coherence": {"by": "refusal"}}, {"ensemble": {"of": ["keywords", {"coherence": {"by": "refusal"}}]}}],
+)
+def test_another_version_of_a_judge_is_another_stage_wherever_it_stands(
+    by: Any, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree["tasks"] = {"harmful_requests": {"by": by}}
+    before = keys(tree)["evaluate"]
+    assert keys(tree)["evaluate"] == before
+    monkeypatch.setattr("moored.judges.refusal.Refusal.version", "next")
+    assert not set(keys(tree)["evaluate"]) & set(before)
+
+
+def test_the_judge_of_contrasts_is_known_by_the_judge_of_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ToldApart().identity
+    monkeypatch.setattr("moored.judges.refusal.Refusal.version", "next")
+    assert (before, ToldApart().identity) == ("told_apart 1 of refusal 2", "told_apart 1 of refusal next")

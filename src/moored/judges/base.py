@@ -85,6 +85,11 @@ class Judge(ABC):
         """What tables say of it."""
         return f"{self.name} {self.version}"
 
+    @property
+    def identity(self) -> str:
+        """Name and version, of judges that ask others with theirs: what a stage's key says of it."""
+        return f"{self.name} {self.version}"
+
     def loads(self) -> tuple[str, ...]:
         """The models that it loads on this machine: folders or hub ids, as they were named."""
         return ()

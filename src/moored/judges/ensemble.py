@@ -51,6 +51,11 @@ class Ensemble(Judge):
         """All their labels."""
         return f"majority of {'; '.join(judge.label for judge in self.of)}"
 
+    @property
+    def identity(self) -> str:
+        """With all of theirs."""
+        return f"{super().identity} of {', '.join(judge.identity for judge in self.of)}"
+
     def loads(self) -> tuple[str, ...]:
         """What all of them load."""
         return tuple(model for judge in self.of for model in judge.loads())

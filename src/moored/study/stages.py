@@ -382,7 +382,7 @@ class EvaluateStage(Stage):
             "task": f"{task.name} {task.version}",
             "settings": _by_content(task.settings(), self.judging),
             "rows": fingerprint(self.rows),
-            "judge": f"{judge.name} {judge.version}",
+            "judge": judge.identity,
             "metric": task.metric.name,
         }
 
