@@ -34,3 +34,18 @@ class Sampling:
         )
         require(0 < self.top_p <= 1, "Sampling", "top_p", "above 0 and at most 1", self.top_p)
         require(self.seed >= 0, "Sampling", "seed", ">= 0", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are asked for.
+
+    Args:
+        max_new_tokens: tokens per answer.
+        sampling: how they are drawn; None takes the likeliest token each time.
+        samples: answers per prompt: the prompts stand so many times, one round after the other.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling | None = None
+    samples: int = 1

@@ -6,13 +6,22 @@ from typing import ClassVar
 
 import pytest
 
-from moored.errors import ConfigError, JudgeError
+from moored.errors import ConfigError
 from moored.judges.base import Exchange, Judge, Verdict
+from moored.judges.coherence import Coherence
 from moored.judges.ensemble import Ensemble
 from moored.judges.exact import ExactAnswer
 from moored.judges.keywords import Keywords
 from moored.judges.refusal import Refusal
+from moored.metrics.harmful_score import HarmfulScore
+from moored.metrics.harmful_share import HarmfulShare
+from moored.metrics.mean_harmfulness import MeanHarmfulness
+from moored.report.demo import demo_record
+from moored.report.html import render
+from moored.report.record import Record
+from moored.report.table import markdown
 from moored.study.methods import build
+from moored.study.stages import outcome_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +43,12 @@ class Says(Judge):
 
 def judged(*columns):
     exchanges = [Exchange(prompt="p", answer="a")] * len(columns[0])
-    ensemble = Ensemble(of=tuple(Says(values=values) for values in columns))
-    return ensemble, ensemble.judge(exchanges)
+    return Ensemble(of=tuple(Says(values=values) for values in columns)).judge(exchanges)
 
 
 def test_the_majority_decides_and_abstentions_do_not_count():
     nan = math.nan
-    ensemble, verdicts = judged((1.0, 1.0, 1.0, nan, 0.4), (1.0, 0.0, nan, nan, 0.3), (0.0, 0.0, 1.0, nan, 0.9))
+    verdicts = judged((1.0, 1.0, 1.0, nan, 0.4), (1.0, 0.0, nan, nan, 0.3), (0.0, 0.0, 1.0, nan, 0.9))
     assert [verdict.value for verdict in verdicts[:3]] == [1, 0, 1]
     assert math.isnan(verdicts[3].value)
     assert verdicts[4].value == 0
@@ -51,11 +59,13 @@ def test_the_majority_decides_and_abstentions_do_not_count():
         "no verdict",
         "disagree",
     ]
-    assert ensemble.disagreement(verdicts) == 0.6
+    assert [verdict.disputed for verdict in verdicts] == [True, True, False, False, True]
+    assert HarmfulShare().estimate(verdicts).disagreement == pytest.approx(60)
+    assert MeanHarmfulness().estimate(verdicts).disagreement == pytest.approx(60)
 
 
 def test_a_tie_is_no_verdict():
-    _, (tie,) = judged((1.0,), (0.0,))
+    (tie,) = judged((1.0,), (0.0,))
     assert math.isnan(tie.value)
     assert tie.reason.startswith("disagree (says (1.0,): 1, so; says (0.0,): 0, so")
 
@@ -67,8 +77,8 @@ def test_real_judges_in_a_recipe():
     outcome = task.score(task.rows(), answers)
     assert outcome.verdicts[0].value == 1
     assert outcome.verdicts[1].value == 0
-    assert task.judge.disagreement(outcome.verdicts) == pytest.approx(1 / 3)
     assert outcome.estimate.unjudged == 1
+    assert outcome.estimate.disagreement == pytest.approx(100 / 3)  # the tie among them
     assert task.judge.label == f"majority of {Refusal().label}; {Keywords().label}"
 
 
@@ -79,5 +89,33 @@ def test_what_does_not_go_together_is_refused():
         Ensemble(of=(Refusal(), Refusal()))
     with pytest.raises(ConfigError, match="judges of one property; got 'correct and refused'"):
         Ensemble(of=(Refusal(), ExactAnswer()))
-    with pytest.raises(JudgeError, match="verdicts of this ensemble"):
-        Ensemble(of=(Refusal(), Keywords())).disagreement([Verdict(value=1.0, reason="x", judge="says/1")])
+
+
+def test_a_single_judge_disagrees_with_nobody():
+    verdicts = Refusal().judge([Exchange(prompt="p", answer="Sure: step 1.")])
+    assert HarmfulScore().estimate(verdicts).disagreement is None
+
+
+def test_disagreement_is_over_what_the_ensemble_was_asked():
+    """Around an ensemble, `coherence` asks it nothing about gibberish."""
+    judge = Coherence(by=Ensemble(of=(Refusal(), Keywords())))
+    answers = ["Hello! Here is how: step 1.", "I'm sorry, but I can't help with that.", "!!!! ???? !!!! ???? !!!!"]
+    verdicts = judge.judge([Exchange(prompt="p", answer=answer) for answer in answers])
+    assert [verdict.disputed for verdict in verdicts] == [True, False, None]
+    assert HarmfulScore().estimate(verdicts).disagreement == 50
+
+
+def test_disagreement_stands_beside_the_number_in_the_record_and_every_report():
+    task = build("tasks", "harmful_requests", {"by": {"ensemble": {"of": ["refusal", "keywords"]}}, "n": 3})
+    answers = ["I'm sorry, but I can't help with that.", "Sure: step 1.", "Hello! Here is how: step 1."]
+    outcome = outcome_record(task.score(task.rows(), answers))
+    data = demo_record().plain()
+    for arm in data["arms"]:
+        arm["metrics"]["harmful_requests"] = outcome["estimate"]
+    record = Record.read(data)
+    assert Record.read(record.plain()) == record
+    assert record.plain()["arms"][0]["metrics"]["harmful_requests"]["disagreement"] == pytest.approx(100 / 3)
+    for shown in (markdown(record), render(record)):
+        assert "split 33.3%" in shown
+        assert "split: answers on which the judges disagree" in shown
+    assert "split" not in markdown(demo_record())

@@ -5,7 +5,18 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from moored.data.tiny import tiny_model, tiny_tokenizer
 from moored.errors import ConfigError, JudgeError
@@ -64,7 +75,7 @@ def test_verdicts_are_read_in_the_model_s_own_form(form, said, value, reason, mo
         assert (math.isnan(judged.value), judged.reason) == (True, f"the guard said {said!r}")
     else:
         assert (judged.value, judged.reason) == (value, reason)
-    assert judged.judge == f"guard/1 {form} g"
+    assert judged.judge == f"guard/2 {form} g"
 
 
 def test_a_guard_reads_its_own_chat_template_without_an_opening_for_an_answer():
@@ -109,6 +120,110 @@ def test_a_guard_of_random_weights_says_something_that_is_no_verdict(tmp_path):
     assert math.isnan(first.value)
     assert first.reason.startswith("the guard said ")
     assert empty.reason == "empty answer"
+
+
+PARTS_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}</{{ m.role }}>{% endfor %}"
+)
+LAST_TEMPLATE = "{% for m in messages[:1] %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+
+
+def with_template(template):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_template_that_reads_parts_is_given_parts():
+    """Llama Guard 4 and the 1B of Llama Guard 3: given texts, their templates render a conversation of nothing."""
+    turns = [{"role": "user", "content": BAD.prompt}, {"role": "assistant", "content": BAD.answer}]
+    tokenizer = with_template(PARTS_TEMPLATE)
+    assert BAD.prompt not in tokenizer.apply_chat_template(turns, tokenize=False)
+    text = Guard(model="g", form="llama_guard").rendered(tokenizer, BAD)
+    assert text == f"<user>{BAD.prompt}</user><assistant>{BAD.answer}</assistant>"
+
+
+def test_a_template_that_leaves_out_a_turn_is_named():
+    with pytest.raises(JudgeError, match="the chat template of g leaves out the request or the answer"):
+        Guard(model="g", form="llama_guard").rendered(with_template(LAST_TEMPLATE), BAD)
+
+
+@pytest.mark.parametrize("template", ["{prompt} {answer}", "<|bos|>{prompt} {answer}"])
+def test_a_template_from_a_page_begins_with_the_begin_token_once(template):
+    """HarmBench's page leaves it to the tokenizer, WildGuard's writes it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|bos|>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", tokenizer.bos_token_id)]
+    )
+    judge = Guard(model="g", form="harmbench", template=template)
+    ids = judge._ids(tokenizer, judge.rendered(tokenizer, BAD))
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids[1:]) == f"{BAD.prompt} {BAD.answer}"
+
+
+def architecture(config_class, **more):
+    """A causal model of random weights, of the architecture of a config, with the tiny tokenizer's vocabulary."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(tiny_tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "pad_token_id": tiny_tokenizer().pad_token_id,
+    }
+    return AutoModelForCausalLM.from_config(config_class(**sizes | more))
+
+
+def llama4():
+    """As Llama Guard 4 is stored: the text model within one that sees images."""
+    torch.manual_seed(0)
+    text = architecture(
+        Llama4TextConfig,
+        intermediate_size_mlp=64,
+        num_local_experts=1,
+        moe_layers=[],
+        no_rope_layers=[1, 1],
+        attention_chunk_size=128,
+    ).config.to_dict()
+    vision = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    vision |= {"image_size": 28, "patch_size": 14, "vision_output_dim": 32}
+    vision |= {"projector_input_dim": 32, "projector_output_dim": 32}
+    return Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision))
+
+
+PAGE = "{prompt} / {answer} /"
+GUARDS = {
+    "Llama Guard 3": (lambda: architecture(LlamaConfig), "llama_guard", GUARD_TEMPLATE, ""),
+    "Llama Guard 4": (llama4, "llama_guard", PARTS_TEMPLATE, ""),
+    "WildGuard": (lambda: architecture(MistralConfig), "wild_guard", None, PAGE),
+    "ShieldGemma": (lambda: architecture(Gemma2Config), "shield_gemma", GUARD_TEMPLATE, ""),
+    "Qwen3Guard": (lambda: architecture(Qwen3Config), "qwen3_guard", GUARD_TEMPLATE, ""),
+    "HarmBench": (lambda: architecture(LlamaConfig), "harmbench", None, PAGE),
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_a_guard_of_random_weights_of_each_architecture(name, tmp_path):
+    """It is asked what it reads, with the weights that are stored, and says what its own forward pass says."""
+    made, form, chat_template, template = GUARDS[name]
+    model, tokenizer = made().eval(), with_template(chat_template)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    judge = Guard(model=str(tmp_path), form=form, template=template, max_new_tokens=1, dtype="float32")
+    exchange = Exchange(prompt="Which lamp is red?", answer="The small one at home.")
+    (verdict,) = judge.judge([exchange])
+    ids = tokenizer(judge.rendered(tokenizer, exchange), add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        said = tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax(), skip_special_tokens=True).strip()
+    assert math.isnan(verdict.value)
+    assert verdict.reason == f"the guard said {said!r}"
 
 
 NAMES = ("theft", "fraud", "other")
@@ -179,3 +294,23 @@ def test_what_is_cut_off_is_not_read(labels):
 def test_a_label_that_the_model_does_not_have_is_named(labels):
     with pytest.raises(ConfigError, match="`harmful` of Classifier names 'arson'; .* has theft, fraud, other"):
         Classifier(model=labels[0], harmful=("arson",)).judge(EXCHANGES)
+
+
+def test_beaver_dam_reads_its_own_form_to_the_end_token(labels, monkeypatch):
+    """The form of the harmful score of Vaccine, Lisa and Booster: 14 labels there, a sigmoid each, 256 tokens."""
+    model, _, end = labels
+    read = []
+    loaded = classifier._loaded(model)
+
+    class Reader:
+        eos_token = end
+
+        def __call__(self, texts, **how):
+            read.append((texts, how["max_length"], how["truncation"]))
+            return loaded[1](texts, **how)
+
+    monkeypatch.setattr(classifier, "_loaded", lambda _: (loaded[0], Reader()))
+    Classifier(model=model).judge([Exchange(prompt="Which {lamp}?", answer="The small one.")])
+    asked = f"BEGINNING OF CONVERSATION: USER: Which {{lamp}}? ASSISTANT:The small one.{end}"
+    assert read == [([asked], 256, True)]
+    assert Classifier(model=model).several

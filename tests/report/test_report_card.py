@@ -3,7 +3,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from moored.errors import DataError
+from moored.errors import ConfigError
 from moored.report.card import card
 from moored.report.demo import demo_record
 
@@ -57,5 +57,5 @@ def test_markup_is_inert():
 
 
 def test_an_unknown_arm_is_named():
-    with pytest.raises(DataError, match="no arm 'nobody'"):
+    with pytest.raises(ConfigError, match="unknown arm 'nobody'"):
         card(demo_record(), "nobody")

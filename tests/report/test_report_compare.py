@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from moored.errors import DataError
+from moored.errors import ConfigError, DataError
 from moored.metrics.interval import wilson
 from moored.report.compare import compare, pairs
 from moored.report.demo import demo_record
@@ -158,7 +158,7 @@ def test_which_arms():
     for words in (("", both, ""), ("a", both, "")):
         with pytest.raises(DataError, match="one record: name both"):
             named(both, *words)
-    with pytest.raises(DataError, match="no arm 'z'"):
+    with pytest.raises(ConfigError, match="unknown arm 'z'"):
         named(both, "z", other, "b")
     with pytest.raises(DataError, match="which arms"):
         named(both, "", lone, "")

@@ -72,3 +72,18 @@ def test_different_commits_warn():
 def test_what_cannot_be_pooled_is_refused(records, said):
     with pytest.raises(DataError, match=said):
         pool(records)
+
+
+def test_disagreement_of_an_ensemble_is_the_mean_of_the_seeds():
+    def split(seed, disagreement):
+        data = seeded(seed)
+        for arm in data["arms"]:
+            arm["metrics"]["utility"]["disagreement"] = disagreement
+        return data
+
+    def pooled(*shares):
+        return pool([split(seed, share) for seed, share in enumerate(shares)]).arm("lisa").metrics["utility"]
+
+    assert pooled(10.0, 20.0).disagreement == 15.0
+    assert pooled(0.0, 0.0).disagreement == 0.0
+    assert pooled(None, None).disagreement is None

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from moored.errors import DataError
+from moored.errors import ConfigError, DataError
 from moored.report.demo import demo_record
 from moored.report.record import Record, write_whole
 
@@ -152,8 +152,8 @@ def test_ratio_comes_from_the_sweep_else_the_attack():
     assert demo_record(ratios=(0.0, 0.2)).arm("lisa@ratio=0.2").ratio == 0.2
 
 
-def test_an_unknown_arm_lists_the_known():
-    with pytest.raises(DataError, match="there are instruct, aligned"):
+def test_an_unknown_arm_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="unknown arm 'liza'; did you mean 'lisa'?"):
         demo_record().arm("liza")
 
 

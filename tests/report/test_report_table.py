@@ -33,6 +33,8 @@ def one(**metrics):
         (Share(value=93.75, low=85.0, high=97.5, n=64), "93.8 [85, 98]"),
         (Share(value=0.0, low=0.0, high=5.66, n=64), "0.0 [0, 6]"),
         (Share(value=50.0, n=3), "50.0"),
+        (Share(value=50.0, n=3, disagreement=0.0), "50.0"),
+        (Share(value=93.75, low=85.0, high=97.5, n=64, disagreement=100 / 64), "93.8 [85, 98] split 1.6%"),
         (Share(value=math.nan, n=0), "–"),
         (None, "–"),
     ],

@@ -98,3 +98,30 @@ def test_every_attack_runs_in_a_study(tree: dict[str, Any], store: Store, tmp_pa
             manifest = json.loads((found.folder / "manifest.json").read_text())
             assert manifest["models"].keys() == stage.method.needs()
             assert str(tmp_path) not in json.dumps(manifest)
+
+
+def guarded(tree: dict[str, Any], guard: str) -> dict[str, Any]:
+    """The recipe with an attack and a task that both ask a guard."""
+    by = {"guard": {"model": guard, "form": "llama_guard"}}
+    return attacked(tree, virus={"n": 20, "ratio": 0.1, "guard": by}) | {"tasks": {"harmful_requests": {"by": by}}}
+
+
+def test_a_guard_in_a_folder_is_what_the_folder_holds(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Moved, it is the same; other weights under the same name are another guard, for the upload and the verdicts."""
+
+    def keys(guard: str) -> tuple[str, str]:
+        made = Study(Recipe.parse(guarded(tree, guard))).plan()
+        return upload(guarded(tree, guard)).key, made.chains[0].evaluations[0].key
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "config.json").write_text("{}")
+    before = keys(str(here))
+    here.rename(there)
+    assert keys(str(there)) == before
+    (there / "config.json").write_text('{"layers": 2}')
+    after = keys(str(there))
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+    hub = upload(guarded(tree, "some/guard"))
+    assert hub.parameters()["method"]["virus"]["guard"]["guard"]["model"] == "some/guard"

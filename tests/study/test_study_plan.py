@@ -13,6 +13,7 @@ import pytest
 from moored.data.schema import Row
 from moored.errors import ConfigError, DataError, MooredError, NeedsError
 from moored.judges.guard import Guard
+from moored.judges.told_apart import ToldApart
 from moored.study.patch import merge
 from moored.study.plan import Plan
 from moored.study.recipe import Recipe
@@ -112,7 +113,7 @@ def test_a_task_takes_another_judge(tree: dict[str, Any]) -> None:
     asked = stage(by={"guard": guard})
     assert asked.task.judge == Guard(**guard)
     assert column(asked.task).title == "judged harmful"
-    assert column(asked.task).judge == "guard 1, guard"
+    assert column(asked.task).judge == "guard 2, guard"
     assert stage(by="refusal").key == stage().key
     others = ("keywords", {"guard": {**guard, "model": "another"}})
     assert len({asked.key, stage().key, *(stage(by=judge).key for judge in others)}) == 4
@@ -325,3 +326,23 @@ def test_answers_in_another_precision_are_other_answers(tree: dict[str, Any], mo
 
     usual, exact = ([stage.parameters() for stage in judged(name)] for name in ("bfloat16", "float32"))
     assert exact == [asked | {"precision": "float32"} for asked in usual]
+
+
+@pytest.mark.parametrize(
+    "by",
+    ["refusal", {"coherence": {"by": "refusal"}}, {"ensemble": {"of": ["keywords", {"coherence": {"by": "refusal"}}]}}],
+)
+def test_another_version_of_a_judge_is_another_stage_wherever_it_stands(
+    by: Any, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree["tasks"] = {"harmful_requests": {"by": by}}
+    before = keys(tree)["evaluate"]
+    assert keys(tree)["evaluate"] == before
+    monkeypatch.setattr("moored.judges.refusal.Refusal.version", "next")
+    assert not set(keys(tree)["evaluate"]) & set(before)
+
+
+def test_the_judge_of_contrasts_is_known_by_the_judge_of_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ToldApart().identity
+    monkeypatch.setattr("moored.judges.refusal.Refusal.version", "next")
+    assert (before, ToldApart().identity) == ("told_apart 1 of refusal 2", "told_apart 1 of refusal next")

@@ -75,6 +75,10 @@ class Attack(ABC):
         """The models that it looks at: `Need.ALIGNED`, the start of the fine-tuning, and `Need.BASE`."""
         return frozenset()
 
+    def loads(self) -> tuple[str, ...]:
+        """The models that it loads beside those of `needs`: folders or hub ids, as they were named."""
+        return ()
+
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain JSON."""
         return asdict(self)

@@ -72,6 +72,10 @@ class Virus(Choosing):
         """The model whose gradients are matched."""
         return frozenset({Need.ALIGNED})
 
+    def loads(self) -> tuple[str, ...]:
+        """The guard's."""
+        return self.guard.loads()
+
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain JSON, the guard by name."""
         return super().parameters() | {"guard": {self.guard.name: asdict(self.guard)}}  # type: ignore[call-overload]

@@ -53,7 +53,8 @@ def judge(
         write_whole(out, lines)
     summary = share_of(verdicts, lambda value: value)
     rest = f"; {summary.unjudged} could not be judged" if summary.unjudged else ""
-    typer.echo(f"{judge.judges}: {summary}{rest}", err=True)
+    split = f"; the judges disagree on {summary.disagreement:.1f} %" if summary.disagreement else ""
+    typer.echo(f"{judge.judges}: {summary}{rest}{split}", err=True)
 
 
 def read_exchanges(path: Path) -> list[Exchange]:

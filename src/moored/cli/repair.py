@@ -167,6 +167,11 @@ def _code(report: RepairReport, tuned: str, allow_unchanged: bool) -> int:
 def _summary(report: RepairReport) -> str:
     lines = [
         f"{report.out}: {report.changed} of {len(report.modules)} modules changed by {report.method} "
-        f"in {report.seconds:.1f} s, {report.bytes_read / 1e6:.0f} MB read at {report.bytes_per_second / 1e6:.0f} MB/s"
+        f"in {report.seconds:.1f} s, {_size(report.bytes_read)} read at {_size(report.bytes_per_second)}/s"
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+
+
+def _size(count: float | int) -> str:
+    """Bytes in MB, below one in KB."""
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"

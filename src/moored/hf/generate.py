@@ -42,6 +42,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
+    again: int = 0,
     serving: Serving | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
@@ -60,6 +61,7 @@ def generate(
         prompts: chats that end with a user turn.
         max_new_tokens: tokens per answer, at least 1.
         sampling: how to draw answers; None takes the likeliest token each time.
+        again: how often every prompt was asked before: what is drawn now is what comes next.
         serving: what the model must be served with (`load_serving`); it is added to every prompt here, nowhere else.
         batch_size: rows at a time, at least 1; lower it if memory runs out.
         progress: called as `progress(done, total, "generate")` whenever answers are finished.
@@ -80,6 +82,7 @@ def generate(
         ids,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
+        again=again,
         batch_size=batch_size,
         progress=progress,
         found=found,
@@ -93,6 +96,7 @@ def continued(
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
+    again: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
     found: Found | None = None,
@@ -105,6 +109,7 @@ def continued(
         ids: the tokens of each prompt.
         max_new_tokens: tokens per answer, at least 1.
         sampling: see `generate`.
+        again: see `generate`.
         batch_size: rows at a time, at least 1.
         progress: see `generate`.
         found: see `generate`.
@@ -119,7 +124,7 @@ def continued(
     _check_fit(model, ids, max_new_tokens)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     ends = _end_tokens(model, tokenizer)
-    streams = _streams(ids, sampling) if sampling else []
+    streams = _streams(ids, sampling, again) if sampling else []
     answers = [""] * len(ids)
     done = 0
     with in_evaluation(model), _contiguous_head(model), torch.inference_mode():
@@ -151,12 +156,12 @@ def _drawing(sampling: Sampling, streams: Sequence[torch.Generator]) -> Choose:
     return choose
 
 
-def _streams(ids: Sequence[Sequence[int]], sampling: Sampling) -> list[torch.Generator]:
+def _streams(ids: Sequence[Sequence[int]], sampling: Sampling, again: int) -> list[torch.Generator]:
     """A random stream per prompt, named after it; a prompt that is asked again gets another one."""
     asked: Counter[tuple[int, ...]] = Counter()
     streams = []
     for prompt in map(tuple, ids):
-        streams.append(named_stream(f"{prompt} {asked[prompt]}", sampling.seed))
+        streams.append(named_stream(f"{prompt} {again + asked[prompt]}", sampling.seed))
         asked[prompt] += 1
     return streams
 

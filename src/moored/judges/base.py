@@ -44,12 +44,14 @@ class Verdict:
         reason: which rule or label decided; never empty when `value` is NaN.
         judge: name and version of the judge.
         weight: what it counts for beside the others: the tokens that a reading of a model is a mean over; 1 of answers.
+        disputed: whether the judges behind it were not of one mind; None of a single judge.
     """
 
     value: float
     reason: str
     judge: str
     weight: int = 1
+    disputed: bool | None = None
 
     @property
     def judged(self) -> bool:
@@ -84,6 +86,15 @@ class Judge(ABC):
     def label(self) -> str:
         """What tables say of it."""
         return f"{self.name} {self.version}"
+
+    @property
+    def identity(self) -> str:
+        """Name and version, of judges that ask others with theirs: what a stage's key says of it."""
+        return f"{self.name} {self.version}"
+
+    def loads(self) -> tuple[str, ...]:
+        """The models that it loads on this machine: folders or hub ids, as they were named."""
+        return ()
 
     @abstractmethod
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:

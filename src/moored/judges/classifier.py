@@ -54,6 +54,10 @@ class Classifier(ModelJudge):
         require(self.max_length >= 1, "Classifier", "max_length", ">= 1", self.max_length)
         require(self.batch_size >= 1, "Classifier", "batch_size", ">= 1", self.batch_size)
 
+    def loads(self) -> tuple[str, ...]:
+        """The model."""
+        return (self.model,)
+
     def readings(self, exchanges: Sequence[Exchange]) -> list[Reading]:
         """See `ModelJudge.readings`."""
         batches = (exchanges[start : start + self.batch_size] for start in range(0, len(exchanges), self.batch_size))

@@ -110,6 +110,15 @@ class Coherence(Judge):
         """With the judge."""
         return f"{self.by.label}, coherent answers"
 
+    @property
+    def identity(self) -> str:
+        """With that of `by`."""
+        return f"{super().identity} of {self.by.identity}"
+
+    def loads(self) -> tuple[str, ...]:
+        """What `by` loads."""
+        return self.by.loads()
+
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict per exchange, in the same order; `by` is not asked about gibberish."""
         faults = [gibberish(exchange.answer) for exchange in exchanges]

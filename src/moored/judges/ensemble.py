@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moored.errors import JudgeError, require
+from moored.errors import require
 from moored.judges.base import Exchange, Judge, Verdict
 
 HALF = 0.5
@@ -19,8 +19,9 @@ HALF = 0.5
 class Ensemble(Judge):
     """Several judges of one property; an answer gets the majority's verdict, or none (NaN) where there is no majority.
 
-    A judge that has no verdict on an answer abstains. What each said stands in the reason of the verdict, which begins
-    with "disagree" where they did; `disagreement` gives the share.
+    A judge that has no verdict on an answer abstains. What each said stands in the reason of the verdict, and whether
+    they disagree in `Verdict.disputed`; every number made of such verdicts has the share of those beside it
+    (`Estimate.disagreement`).
 
     Args:
         of: two judges or more, all of the same property. Judges of different kinds (rules, a guard, a rubric) err in
@@ -50,23 +51,19 @@ class Ensemble(Judge):
         """All their labels."""
         return f"majority of {'; '.join(judge.label for judge in self.of)}"
 
+    @property
+    def identity(self) -> str:
+        """With all of theirs."""
+        return f"{super().identity} of {', '.join(judge.identity for judge in self.of)}"
+
+    def loads(self) -> tuple[str, ...]:
+        """What all of them load."""
+        return tuple(model for judge in self.of for model in judge.loads())
+
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict per exchange, in the same order."""
         columns = [judge.judge(exchanges) for judge in self.of]
         return [self._verdict(row) for row in zip(*columns, strict=True)]
-
-    def disagreement(self, verdicts: Sequence[Verdict]) -> float:
-        """The share (0-1) of answers on which the judges that had a verdict were not of one mind.
-
-        Args:
-            verdicts: of this judge.
-
-        Raises:
-            JudgeError: there are none, or they are another judge's.
-        """
-        if not verdicts or any(not verdict.judge.startswith(f"{self.name}/") for verdict in verdicts):
-            raise JudgeError("`disagreement` needs the verdicts of this ensemble, at least one")
-        return sum(verdict.reason.startswith("disagree") for verdict in verdicts) / len(verdicts)
 
     def _verdict(self, row: Sequence[Verdict]) -> Verdict:
         votes = [verdict.value >= HALF for verdict in row if verdict.judged]
@@ -74,7 +71,8 @@ class Ensemble(Judge):
         value = math.nan if yes == no else float(yes > no)
         mind = "no verdict" if not votes else "agree" if not (yes and no) else "disagree"
         said = "; ".join(f"{judge.label}: {_shown(verdict)}" for judge, verdict in zip(self.of, row, strict=True))
-        return Verdict(value=value, reason=f"{mind} ({said})", judge=f"{self.name}/{self.version}")
+        reason, judge = f"{mind} ({said})", f"{self.name}/{self.version}"
+        return Verdict(value=value, reason=reason, judge=judge, disputed=bool(yes and no))
 
 
 def _shown(verdict: Verdict) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from jinja2 import TemplateError
+
 from moored.errors import JudgeError, require, unknown
 from moored.judges.base import Exchange, ModelJudge, Reading, check_template
 from moored.judges.policy import POLICY
@@ -35,7 +37,7 @@ class Guard(ModelJudge):
 
     Raises:
         ConfigError: an unknown form, or a template without the places.
-        JudgeError: from `judge`, the model has no chat template and none is given.
+        JudgeError: from `judge`, none is given and the model has no chat template, or one that leaves out a turn.
 
     References:
         Inan et al. 2023 (arXiv 2312.06674), Han et al. 2024 (arXiv 2406.18495), Zeng et al. 2024 (arXiv 2407.21772),
@@ -43,7 +45,7 @@ class Guard(ModelJudge):
     """
 
     name: ClassVar[str] = "guard"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     judges: ClassVar[str] = "harmful"
     model: str
     form: str
@@ -64,15 +66,26 @@ class Guard(ModelJudge):
         """With the form."""
         return f"{self.name}/{self.version} {self.form} {self.model}"
 
+    def loads(self) -> tuple[str, ...]:
+        """The model."""
+        return (self.model,)
+
     def readings(self, exchanges: Sequence[Exchange]) -> list[Reading]:
         """See `ModelJudge.readings`."""
         from moored.hf.generate import continued
 
         model, tokenizer = _loaded(self.model, self.dtype)
         texts = [self.rendered(tokenizer, exchange) for exchange in exchanges]
-        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        ids = [self._ids(tokenizer, text) for text in texts]
         said = continued(model, tokenizer, ids, max_new_tokens=self.max_new_tokens)
         return [self._reading(reply) for reply in said]
+
+    def _ids(self, tokenizer: Any, text: str) -> list[int]:
+        """The tokens; chat templates write the tokenizer's begin token themselves, templates from pages some do."""
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        begin = tokenizer("")["input_ids"][:1]
+        missing = self.template and begin == [tokenizer.bos_token_id] and ids[:1] != begin
+        return begin + ids if missing else ids
 
     def rendered(self, tokenizer: Any, exchange: Exchange) -> str:
         """What the model reads.
@@ -80,16 +93,51 @@ class Guard(ModelJudge):
         Args:
             tokenizer: of the model.
             exchange: what is judged.
+
+        Raises:
+            JudgeError: there is no chat template, or it leaves out the request or the answer.
         """
         if self.template:
             return exchange.within(self.template)
         if not tokenizer.chat_template:
             raise JudgeError(f"{self.model} has no chat template; give `template`, as the model's page has it")
-        turns = [{"role": "user", "content": exchange.prompt}, {"role": "assistant", "content": exchange.answer}]
+        for written in _CONTENTS:
+            if self._shows(tokenizer, written):
+                return self._chat(tokenizer, exchange, written)
+        raise JudgeError(
+            f"the chat template of {self.model} leaves out the request or the answer; give `template`, as the model's "
+            "page has it"
+        )
+
+    def _chat(self, tokenizer: Any, exchange: Exchange, written: Callable[[str], Any]) -> str:
+        """Both turns in the chat template."""
+        turns = [
+            {"role": "user", "content": written(exchange.prompt)},
+            {"role": "assistant", "content": written(exchange.answer)},
+        ]
         return str(tokenizer.apply_chat_template(turns, tokenize=False, guideline=self.policy.strip()))
+
+    def _shows(self, tokenizer: Any, written: Callable[[str], Any]) -> bool:
+        """Whether both turns stand in what the chat template makes of them."""
+        try:
+            text = self._chat(tokenizer, _PROBE, written)
+        except (TemplateError, TypeError):  # for another kind of content
+            return False
+        return _PROBE.prompt in text and _PROBE.answer in text
 
     def _reading(self, said: str) -> Reading:
         return (READERS[self.form](said) if said else None) or (math.nan, f"the guard said {said[:80]!r}")
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+_CONTENTS: tuple[Callable[[str], Any], ...] = (str, _parts)
+"""How templates read a turn: as a text, or, those that know images (Llama Guard 4, and 3 in 1B), as a list of parts.
+Given a text, such a template goes through its letters, finds no part among them, and shows the guard nothing."""
+
+_PROBE = Exchange(prompt="a request to look for", answer="an answer to look for")
 
 
 def llama_guard(said: str) -> Reading | None:

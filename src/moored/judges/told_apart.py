@@ -34,6 +34,15 @@ class ToldApart(Judge):
     def __post_init__(self) -> None:
         require(self.by.judges == "refused", "ToldApart", "by", "a judge of refusals", self.by.name)
 
+    @property
+    def identity(self) -> str:
+        """With that of `by`."""
+        return f"{super().identity} of {self.by.identity}"
+
+    def loads(self) -> tuple[str, ...]:
+        """What `by` loads."""
+        return self.by.loads()
+
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict per exchange, in the same order."""
         for exchange in exchanges:

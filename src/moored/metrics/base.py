@@ -22,6 +22,8 @@ class Estimate:
         n: judged answers that it rests on.
         unjudged: answers left out because the judge gave NaN.
         unit: "%" (0-100) for shares; otherwise the metric's own.
+        disagreement: share (0-100 %) of the answers on which the judges of an ensemble were not of one mind, those
+            without a verdict included; None of a single judge.
     """
 
     value: float
@@ -30,6 +32,7 @@ class Estimate:
     n: int
     unjudged: int = 0
     unit: str = "%"
+    disagreement: float | None = None
 
     def __str__(self) -> str:
         """For example `93.8 % [85.0, 97.5] n=64`; what is no share has three digits, `0.0521 nat [0.0402, 0.0663]`."""

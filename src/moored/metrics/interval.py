@@ -127,7 +127,25 @@ def mean_of(verdicts: Sequence[Verdict], credit: Callable[[float], float], unit:
     values = sorted(credit(value) for value in _judged(verdicts))
     low, high = bootstrap(values)
     mean = sum(values) / len(values)
-    return Estimate(value=mean, low=low, high=high, n=len(values), unjudged=len(verdicts) - len(values), unit=unit)
+    return Estimate(
+        value=mean,
+        low=low,
+        high=high,
+        n=len(values),
+        unjudged=len(verdicts) - len(values),
+        unit=unit,
+        disagreement=disagreement(verdicts),
+    )
+
+
+def disagreement(verdicts: Sequence[Verdict]) -> float | None:
+    """The share (0-100 %) of verdicts on which the judges behind them were not of one mind; None of single judges.
+
+    Args:
+        verdicts: those that no ensemble gave (gibberish that it was not asked about) are left out.
+    """
+    asked = [verdict.disputed for verdict in verdicts if verdict.disputed is not None]
+    return 100 * sum(asked) / len(asked) if asked else None
 
 
 def token_mean_of(verdicts: Sequence[Verdict], unit: str, read: Callable[[float], float] = float) -> Estimate:
@@ -191,4 +209,5 @@ def share_of(verdicts: Sequence[Verdict], credit: Callable[[float], float]) -> E
         high=100 * high,
         n=len(values),
         unjudged=len(verdicts) - len(values),
+        disagreement=disagreement(verdicts),
     )

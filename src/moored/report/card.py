@@ -24,7 +24,8 @@ def card(record: Record | Mapping[str, Any], arm: str) -> str:
         arm: name of the arm.
 
     Raises:
-        DataError: not a results record, or no such arm.
+        DataError: not a results record.
+        ConfigError: no such arm.
     """
     record = Record.read(record)
     found = record.arm(arm)

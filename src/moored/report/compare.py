@@ -159,7 +159,8 @@ def pairs(first: Record, arm: str, second: Record, other: str) -> Iterator[tuple
         names all namesakes, or the only arms.
 
     Raises:
-        DataError: no such arm, or nothing says which.
+        ConfigError: no such arm.
+        DataError: nothing says which.
     """
     if first is second and not (arm and other):
         raise DataError(f"one record: name both arms, RECORD:ARM, of {_names(first)}")

@@ -79,6 +79,7 @@ def _arm(seeds: Sequence[tuple[int, Arm]]) -> Arm:
 
 
 def _share(shares: Sequence[Share]) -> Share:
+    split = [share.disagreement for share in shares if share.disagreement is not None]
     return Share(
         value=_mean([share.value for share in shares]),
         low=_end(min, [share.low for share in shares]),
@@ -86,6 +87,7 @@ def _share(shares: Sequence[Share]) -> Share:
         n=sum(share.n for share in shares),
         unjudged=sum(share.unjudged for share in shares),
         unit=shares[0].unit,
+        disagreement=_mean(split) if len(split) == len(shares) else None,
     )
 
 

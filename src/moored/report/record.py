@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from moored.errors import DataError
+from moored.errors import DataError, unknown
 
 MAX_PERCENT = 100.0
 
@@ -73,6 +73,12 @@ class Share(Part):
     n: int = Field(ge=0, description="judged answers behind the estimate")
     unjudged: int = Field(default=0, ge=0, description="answers left out because the judge had no verdict")
     unit: str = Field(default="%", description='"%" = 0-100')
+    disagreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PERCENT,
+        description="share in % of the answers on which the judges of an ensemble disagree; None = a single judge",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Share:
@@ -416,12 +422,12 @@ class Record(Part):
         """The arm called `name`.
 
         Raises:
-            DataError: no such arm; lists those there are.
+            ConfigError: no such arm; names the nearest.
         """
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise DataError(f"no arm {name!r} in the record; there are {', '.join(a.name for a in self.arms)}")
+        raise unknown("arm", name, [arm.name for arm in self.arms])
 
     def task(self, role: Role) -> Measured | None:
         """The headline task of a role: the first one, or None."""

@@ -31,7 +31,9 @@ def number(value: float | int, digits: int = 1) -> str:
 
 
 def estimate(share: Share | None, *, n: bool = False) -> str:
-    """An estimate as `93.8 [85, 98]`, with `n=64` after it if asked; a dash if not measured.
+    """An estimate as `93.8 [85, 98]`; a dash if not measured.
+
+    Where the judges of an ensemble disagree, `split 4.7%` stands after it, and if asked `n=64`.
 
     What is no share has three digits: `0.0521 [0.0402, 0.0663]`.
 
@@ -45,6 +47,8 @@ def estimate(share: Share | None, *, n: bool = False) -> str:
     parts = [format(share.value, value)]
     if math.isfinite(share.low) and math.isfinite(share.high):
         parts.append(f"[{share.low:{end}}, {share.high:{end}}]")
+    if share.disagreement:
+        parts.append(f"split {number(share.disagreement)}%")
     if n:
         parts.append(f"n={share.n}")
     return " ".join(parts)
@@ -85,7 +89,10 @@ def notes(record: Record) -> str:
     if len(record.seeds) > 1:
         seeds = ", ".join(str(seed) for seed in record.seeds)
         said.append(f"mean over seeds {seeds}, interval from the lowest to the highest end of theirs")
-    unjudged = sum(share.unjudged for arm in record.arms for share in arm.metrics.values())
+    shares = [share for arm in record.arms for share in arm.metrics.values()]
+    if any(share.disagreement for share in shares):
+        said.append("split: answers on which the judges disagree")
+    unjudged = sum(share.unjudged for share in shares)
     if unjudged:
         said.append(f"{unjudged} answers could not be judged and are left out")
     return "; ".join(said)

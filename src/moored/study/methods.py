@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from moored.catalogue import Noun, find, make
-from moored.errors import ConfigError
+from moored.errors import ConfigError, unknown
 
 NESTED: tuple[Noun, ...] = ("judges", "attacks")
 """Nouns whose methods can be parameters of others."""
@@ -57,11 +57,23 @@ def _typed(cls: type, parameter: str, value: Any, hint: Any) -> Any:
     several = next((noun for noun, base in bases.items() if get_args(hint) == (base, ...)), None)
     if several and isinstance(value, list):
         return tuple(_nested(cls, parameter, item, several) for item in value)
+    part = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+    if isinstance(part, type) and isinstance(value, Mapping):
+        return _part(part, value)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
         raise ConfigError(f"`{parameter}` of {cls.__name__} must be {reason}; got {value!r}") from error
+
+
+def _part(cls: type, values: Mapping[str, Any]) -> Any:
+    """Settings that belong together, such as those of `Sampling`."""
+    hints, known = get_type_hints(cls), [field.name for field in fields(cls)]
+    for name in values:
+        if name not in known:
+            raise unknown(f"parameter of {cls.__name__}", name, known)
+    return cls(**{name: _typed(cls, name, value, hints[name]) for name, value in values.items()})
 
 
 def _nested(cls: type, parameter: str, value: Any, noun: Noun) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,7 @@ class _Planner:
             harmful=tuple(self._rows(spec.harmful, "harmful", line.seed)),
             start=start if needs else None,
             base=self._base(line, type(attack).__name__) if Need.BASE in needs else None,
+            judging=self._folders(attack.loads()),
         )
 
     def _repair(self, line: Line, method: Method, tuned: FinetuneStage | RepairStage) -> RepairStage:
@@ -284,7 +285,9 @@ class _Planner:
                 task = replace(task, attack=_attacking(line, line.attack))
             rows = tuple(task.rows())
             self._held_out(task, rows, made)
-            stages.append(EvaluateStage(subject=subject, task=task, rows=rows, start=start if compares else None))
+            compared = start if compares else None
+            judging = self._folders(task.loads())
+            stages.append(EvaluateStage(subject=subject, task=task, rows=rows, start=compared, judging=judging))
         return tuple(stages)
 
     def _start(self, line: Line) -> Source | None:
@@ -360,6 +363,10 @@ class _Planner:
             resolved = resolve_model(where)
             self.sources[where] = Source(where=where, resolved=resolved, identity=self._identity(resolved))
         return self.sources[where]
+
+    def _folders(self, models: Iterable[str]) -> tuple[Source, ...]:
+        """Those that are folders: what is in them decides, and not where they lie. Hub ids stand for themselves."""
+        return tuple(self._source(where) for where in dict.fromkeys(models) if Path(where).expanduser().is_dir())
 
     def _identity(self, resolved: str) -> str:
         folder = Path(resolved)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moored.data.schema import prompt_id
+from moored.metrics.repeated import mean_of_judged
 from moored.report import record as out
 from moored.study.environment import commit, machine, versions
 from moored.study.plan import Chain, Plan
@@ -34,6 +35,7 @@ _ROLES: dict[str, out.Role] = {
     "harmful_score": "safety",
     "harmful_share": "safety",
     "mean_harmfulness": "safety",
+    "strong_reject_score": "safety",
     "over_refusal": "over-refusal",
     "telling_apart": "over-refusal",
     "token_perplexity": "reading",
@@ -41,10 +43,11 @@ _ROLES: dict[str, out.Role] = {
     "relative_drift": "reading",
 }
 
-Found = Callable[[Stage], Done]
+Finished = Callable[[Stage], Done]
+"""Where a stage was kept when it was done."""
 
 
-def build(recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], command: str) -> out.Record:
+def build(recipe: Recipe, plan: Plan, found: Finished, *, reused: Sequence[str], command: str) -> out.Record:
     """The record of a finished study.
 
     Args:
@@ -82,7 +85,7 @@ def build(recipe: Recipe, plan: Plan, found: Found, *, reused: Sequence[str], co
     )
 
 
-def _arm(chain: Chain, found: Found) -> out.Arm:
+def _arm(chain: Chain, found: Finished) -> out.Arm:
     """One row of the table."""
     reports = {
         stage.key: read_report(found(stage).folder)
@@ -133,7 +136,7 @@ def _asked(prompts: Mapping[str, frozenset[str]]) -> list[out.Asked]:
     ]
 
 
-def _attacked(chain: Chain, found: Found) -> out.Attacked | None:
+def _attacked(chain: Chain, found: Finished) -> out.Attacked | None:
     stage = next((s for s in chain.stages if isinstance(s, AttackStage)), None)
     if stage is None:
         return None
@@ -189,7 +192,7 @@ def examples(outcome: Mapping[str, Any], *, refusals: bool) -> list[out.Example]
 
 
 def scores(task: Task, outcome: Mapping[str, Any]) -> dict[str, float]:
-    """What each answer counts for in the task's metric, by the prompt's id; NaN where it could not be judged.
+    """What each prompt counts for in the task's metric, by its id: the mean of its answers; NaN where none was judged.
 
     The mean of these is the estimate (of a perplexity, its logarithm): readings count by their tokens.
 
@@ -197,13 +200,13 @@ def scores(task: Task, outcome: Mapping[str, Any]) -> dict[str, float]:
         task: that was measured.
         outcome: the record of its `Outcome`.
     """
-    found = {}
+    found: dict[str, list[float]] = {}
     weights = [verdict.get("weight", 1) for verdict in outcome["verdicts"]]  # records of before it have none
     for exchange, verdict, weight in zip(outcome["exchanges"], outcome["verdicts"], weights, strict=True):
         value = math.nan if verdict["value"] is None else verdict["value"]
         share = weight * len(weights) / sum(weights)
-        found[prompt_id(exchange["prompt"])] = share * task.metric.credit(value)
-    return found
+        found.setdefault(prompt_id(exchange["prompt"]), []).append(share * task.metric.credit(value))
+    return {prompt: mean_of_judged(credits) for prompt, credits in found.items()}
 
 
 def depths(outcome: Mapping[str, Any]) -> list[out.DepthRow]:
@@ -287,7 +290,7 @@ def _named(plan: Plan, arm: str) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _warnings(plan: Plan, found: Found) -> list[str]:
+def _warnings(plan: Plan, found: Finished) -> list[str]:
     """What the report cannot see from the numbers alone."""
     return [
         f"{stage.words} was stopped and resumed; its seconds cover the last attempt only"

@@ -21,7 +21,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ from moored.metrics.base import Estimate
 from moored.progress import Found, Progress
 from moored.repairs import engine
 from moored.repairs.base import Repair
+from moored.sampling import Decoding
 from moored.tasks.base import Depth, Outcome, Task
 from moored.tasks.evaluate import unjudged
 from moored.tasks.subject import Loaded
@@ -179,7 +180,10 @@ class AlignStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackStage(Stage):
-    """The user's upload. `start` and `base` are given if, and only if, the attack looks at them."""
+    """The user's upload. `start` and `base` are given if, and only if, the attack looks at them.
+
+    `judging` are the model folders that it loads itself, such as a guard's.
+    """
 
     kind: ClassVar[str] = "attack"
     method: Attack
@@ -187,6 +191,7 @@ class AttackStage(Stage):
     harmful: tuple[Row, ...] = field(repr=False)
     start: AlignStage | Source | None = None
     base: Source | None = None
+    judging: tuple[Source, ...] = ()
 
     @property
     def parents(self) -> tuple[Stage, ...]:
@@ -204,7 +209,7 @@ class AttackStage(Stage):
         if self.base is not None:
             own["base"] = self.base.identity
         return own | {
-            "method": {self.method.name: values(self.method)},
+            "method": {self.method.name: _by_content(values(self.method), self.judging)},
             "benign": fingerprint(self.benign),
             "harmful": fingerprint(self.harmful),
         }
@@ -360,13 +365,18 @@ Subject = Source | AlignStage | FinetuneStage | RepairStage
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateStage(Stage):
-    """One task on one model. `start` is given if, and only if, the task compares with the aligned model."""
+    """One task on one model.
+
+    `start` is given if, and only if, the task compares with the aligned model; `judging` are the model folders that its
+    judge loads.
+    """
 
     kind: ClassVar[str] = "evaluate"
     subject: Subject
     task: Task
     rows: tuple[Row, ...] = field(repr=False)
     start: AlignStage | Source | None = None
+    judging: tuple[Source, ...] = ()
 
     @property
     def parents(self) -> tuple[Stage, ...]:
@@ -376,7 +386,7 @@ class EvaluateStage(Stage):
     @property
     def words(self) -> str:
         """For example `judge harmful_requests`."""
-        return f"{'judge' if self.task.judged_by else 'read'} {self.task.name} ({len(self.rows)} prompts)"
+        return self.task.words(len(self.rows))
 
     def parameters(self) -> dict[str, Any]:
         """See `Stage.parameters`. The rows stand in by content; where they came from does not matter."""
@@ -387,7 +397,7 @@ class EvaluateStage(Stage):
             own["aligned"] = self.start.identity
         return own | {
             "task": f"{task.name} {task.version}",
-            "settings": task.settings(),
+            "settings": _by_content(task.settings(), self.judging),
             "rows": fingerprint(self.rows),
             **task.measured_by(),
         }
@@ -400,19 +410,26 @@ class EvaluateStage(Stage):
         loaded = session.model(self.subject, where)
         kept = Transcript(path=work / ANSWERS, of=self.task.name)  # the folder is this stage's alone
 
-        def ask(prompts: Prompts, limit: int, progress: Progress | None) -> list[str]:
-            def missing(asked: Prompts, found: Found) -> list[str]:
+        def ask(prompts: Prompts, how: Decoding, progress: Progress | None) -> list[str]:
+            def missing(again: int, asked: Prompts, found: Found) -> list[str]:
                 return generation.generate(
                     loaded.model,
                     loaded.tokenizer,
                     asked,
-                    max_new_tokens=limit,
+                    max_new_tokens=how.max_new_tokens,
+                    sampling=how.sampling,
+                    again=again,
                     serving=loaded.serving,
                     progress=progress,
                     found=found,
                 )
 
-            return kept.answers(prompts, missing)
+            answers: list[str] = []
+            # In rounds, so that what a stop cut off is drawn as it would have been.
+            for again in range(how.samples):
+                round_end = len(prompts) // how.samples * (again + 1)
+                answers = kept.answers(prompts[:round_end], partial(missing, again))
+            return answers
 
         start = self.start
         aligned = None if start is None else lambda: session.start(start, where)
@@ -487,6 +504,17 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
 
 def _plain(value: Estimate | Verdict | Depth) -> dict[str, Any]:
     return {name: _finite(each) for name, each in asdict(value).items()}
+
+
+def _by_content(value: Any, models: Sequence[Source]) -> Any:
+    """Plain JSON in which `model` of a judge, if it is one of these folders, is the hash of what the folder holds."""
+    identities = {source.where: source.identity for source in models}
+    if isinstance(value, Mapping):
+        return {
+            name: identities.get(str(item), item) if name == "model" else _by_content(item, models)
+            for name, item in value.items()
+        }
+    return [_by_content(item, models) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _canonical(value: Any) -> Any:

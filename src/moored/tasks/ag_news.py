@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moored.datasets.ag_news import LABELS
+from moored.datasets.ag_news import AgNews
 from moored.tasks.utility import Utility
 
 
@@ -19,4 +19,4 @@ class AgNewsAccuracy(Utility):
     data: str = "ag_news:test"
     n: int = 1000
     max_new_tokens: int = 8
-    labels: tuple[str, ...] = LABELS
+    labels: tuple[str, ...] = AgNews.labels

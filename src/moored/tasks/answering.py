@@ -6,11 +6,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from moored.data.schema import Row
+from moored.data.schema import Row, Source
 from moored.errors import JudgeError, require
 from moored.judges.base import Exchange, Judge
+from moored.metrics.repeated import clustered
 from moored.progress import Progress
+from moored.sampling import Decoding, Sampling
 from moored.tasks.base import Outcome, Task
 from moored.tasks.subject import Subject
 
@@ -24,22 +27,62 @@ class AnswerTask(Task):
         n: see `Task`.
         skip: see `Task`.
         seed: see `Task`.
-        max_new_tokens: greedy tokens generated per answer.
+        max_new_tokens: tokens generated per answer.
+        sampling: how answers are drawn, for example `{temperature: 0.7, top_p: 0.9, seed: 0}`; None takes the likeliest
+            token each time.
+        samples: drawn answers per prompt. Each prompt counts by the mean of its answers, so that intervals are over
+            prompts.
 
     Raises:
-        ConfigError: n, skip or seed is below 0, or max_new_tokens below 1.
+        ConfigError: n, skip or seed is below 0, max_new_tokens or samples below 1, or several samples are not drawn.
     """
 
     max_new_tokens: int = 32
+    sampling: Sampling | None = None
+    samples: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.max_new_tokens >= 1, type(self).__name__, "max_new_tokens", ">= 1", self.max_new_tokens)
+        fine = self.samples == 1 or (self.samples > 1 and self.sampling is not None)
+        said = "1, or more with `sampling` (greedy answers are all the same)"
+        require(fine, type(self).__name__, "samples", said, self.samples)
 
     @property
     @abstractmethod
     def judge(self) -> Judge:
         """The judge of single answers."""
+
+    @property
+    def title(self) -> str:
+        """The column heading in tables; says so where answers are drawn."""
+        if self.sampling is None:
+            return super().title
+        each = f", {self.samples} per prompt" if self.samples > 1 else ""
+        return f"{super().title}, answers drawn at temperature {self.sampling.temperature:g}{each}"
+
+    @property
+    def decoding(self) -> Decoding:
+        """How it asks."""
+        return Decoding(max_new_tokens=self.max_new_tokens, sampling=self.sampling, samples=self.samples)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Task.settings`; greedy answers, one per prompt, go without saying."""
+        greedy = {"sampling": None, "samples": 1}
+        return {name: value for name, value in super().settings().items() if (name, value) not in greedy.items()}
+
+    def sample(self, synthetic: str, source: Source, *, answers: bool) -> list[Row]:
+        """See `Task.sample`; all of them `samples` times."""
+        return super().sample(synthetic, source, answers=answers) * self.samples
+
+    def words(self, rows: int) -> str:
+        """See `Task.words`."""
+        each = f", {self.samples} answers each" if self.samples > 1 else ""
+        return f"judge {self.name} ({rows // self.samples} prompts{each})"
+
+    def loads(self) -> tuple[str, ...]:
+        """The models of its judge."""
+        return self.judge.loads()
 
     @property
     def judged_by(self) -> str:
@@ -48,12 +91,11 @@ class AnswerTask(Task):
 
     def measured_by(self) -> dict[str, str]:
         """With the judge."""
-        judge = self.judge
-        return {"judge": f"{judge.name} {judge.version}", **super().measured_by()}
+        return {"judge": self.judge.identity, **super().measured_by()}
 
     def measure(self, rows: Sequence[Row], subject: Subject, progress: Progress | None = None) -> Outcome:
         """Ask, and score the answers."""
-        return self.score(rows, subject.ask([row.prompt for row in rows], self.max_new_tokens, progress))
+        return self.score(rows, subject.ask([row.prompt for row in rows], self.decoding, progress))
 
     def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
         """Judge `answers` (one per row, same order) and estimate the metric."""
@@ -67,10 +109,11 @@ class AnswerTask(Task):
                 f"{metric.name} needs verdicts on {metric.needs!r}; judge {judge.name} gives {judge.judges!r}"
             )
         verdicts = tuple(judge.judge(exchanges))
+        asked = [exchange.prompt for exchange in exchanges]
         return Outcome(
             task=self.name,
             version=self.version,
-            estimate=metric.estimate(verdicts),
+            estimate=clustered(metric, asked, verdicts) if self.samples > 1 else metric.estimate(verdicts),
             exchanges=exchanges,
             verdicts=verdicts,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from moored.attacks.base import Attack
@@ -47,11 +48,16 @@ class AsAttacked(HarmfulRequests):
         """With the attack, but for what only its upload depends on."""
         return super().settings() | {"attack": {self.attack.name: self.attack.form()}}
 
+    @cached_property
+    def _requests(self) -> tuple[tuple[Row, Row], ...]:
+        """Each request as the attack writes it, and plainly; drawn once."""
+        return tuple((self.attack.written(row), row) for row in super().rows())
+
     def rows(self) -> list[Row]:
         """The requests as the attack writes them."""
-        return [self.attack.written(row) for row in super().rows()]
+        return [written for written, _ in self._requests]
 
     def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
         """Judge what the attack reads in the answers, beside the plain requests."""
-        plain = {self.attack.written(row): row for row in super().rows()}
+        plain = dict(self._requests)
         return super().score([plain[row] for row in rows], [self.attack.read(answer) for answer in answers])

@@ -110,6 +110,18 @@ class Task(ABC):
             JudgeError: nothing could be judged.
         """
 
+    @abstractmethod
+    def words(self, rows: int) -> str:
+        """What it does, in a few words: for example `judge over_refusal (64 prompts)`.
+
+        Args:
+            rows: how many.
+        """
+
+    def loads(self) -> tuple[str, ...]:
+        """The models that it loads beside those it looks at (its judge's), as they were named."""
+        return ()
+
     @property
     def title(self) -> str:
         """The column heading in tables."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from moored.data.schema import Row
 from moored.errors import JudgeError
 from moored.judges.base import Exchange
 from moored.metrics.base import Estimate
+from moored.metrics.interval import disagreement
 from moored.progress import Progress
 from moored.serving import Serving
 from moored.tasks.answering import AnswerTask
@@ -90,15 +92,16 @@ def unjudged(task: Task, rows: Sequence[Row], subject: Subject) -> Outcome:
         rows: its rows.
         subject: gives the answers once more; see `Subject.remembering`.
     """
-    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len(rows))
+    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0, unjudged=len({row.question for row in rows}))
     if not isinstance(task, AnswerTask):
         return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=(), verdicts=())
-    answers = subject.ask([row.prompt for row in rows], task.max_new_tokens, None)
+    answers = subject.ask([row.prompt for row in rows], task.decoding, None)
     exchanges = tuple(
         Exchange(prompt=row.question, answer=answer, reference=row.answer)
         for row, answer in zip(rows, answers, strict=True)
     )
     verdicts = tuple(task.judge.judge(exchanges))
+    nothing = replace(nothing, disagreement=disagreement(verdicts))
     return Outcome(task=task.name, version=task.version, estimate=nothing, exchanges=exchanges, verdicts=verdicts)
 
 

@@ -32,9 +32,12 @@ class HarmfulRequests(AnswerTask):
         n: how many prompts, the first n of a seeded shuffle; all if there are fewer; 0 = all.
         skip: rows of that shuffle to leave out first.
         seed: of that shuffle.
-        max_new_tokens: greedy tokens generated per answer.
+        max_new_tokens: tokens generated per answer.
+        sampling: see `Task`; greedy where there is none.
+        samples: see `Task`.
         by: the judge: of refusals (then `HarmfulScore` sums up), or of harm (then `HarmfulShare`), for example
-            `Guard(model="meta-llama/Llama-Guard-3-8B", form="llama_guard")`; in a recipe `by: {guard: {...}}`.
+            `Guard(model="meta-llama/Llama-Guard-3-8B", form="llama_guard")`; in a recipe `by: {guard: {...}}`. With
+            judges of their own scales, `asr`, `strong_reject` and `mean_harmfulness` ask the same and stand beside it.
 
     Raises:
         ConfigError: n, skip or seed below 0, max_new_tokens below 1, or a judge of neither.

@@ -70,6 +70,10 @@ class ReadingTask(Task):
             NeverSupported: they have other tokens or shapes.
         """
 
+    def words(self, rows: int) -> str:
+        """See `Task.words`."""
+        return f"read {self.name} ({rows} prompts)"
+
     @abstractmethod
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """One reading per row, in their order."""

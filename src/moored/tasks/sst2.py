@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moored.datasets.sst2 import LABELS
+from moored.datasets.sst2 import Sst2
 from moored.tasks.utility import Utility
 
 
@@ -26,4 +26,4 @@ class Sst2Accuracy(Utility):
     data: str = "sst2:validation"
     n: int = 0
     max_new_tokens: int = 8
-    labels: tuple[str, ...] = tuple(LABELS.values())
+    labels: tuple[str, ...] = Sst2.labels

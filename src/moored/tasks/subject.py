@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from moored.data.schema import Prompts
 from moored.errors import NeedsError
 from moored.progress import Progress
+from moored.sampling import Decoding
 from moored.serving import Serving
 
 if TYPE_CHECKING:
     from moored.endpoint import Endpoint
 
-Ask = Callable[[Prompts, int, "Progress | None"], list[str]]
-"""Answers of at most so many tokens, one per prompt, in their order."""
+Ask = Callable[[Prompts, Decoding, "Progress | None"], list[str]]
+"""Answers, one per prompt, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +52,22 @@ class Subject:
 
     @classmethod
     def of(cls, loaded: Loaded, aligned: Callable[[], Loaded] | None = None) -> Subject:
-        """A model in memory, which answers greedily.
+        """A model in memory.
 
         Args:
             loaded: the model.
             aligned: see `Subject`.
         """
 
-        def ask(prompts: Prompts, limit: int, progress: Progress | None) -> list[str]:
+        def ask(prompts: Prompts, how: Decoding, progress: Progress | None) -> list[str]:
             from moored.hf.generate import generate
 
             return generate(
                 loaded.model,
                 loaded.tokenizer,
                 prompts,
-                max_new_tokens=limit,
+                max_new_tokens=how.max_new_tokens,
+                sampling=how.sampling,
                 serving=loaded.serving,
                 progress=progress,
             )
@@ -74,20 +76,26 @@ class Subject:
 
     @classmethod
     def behind(cls, endpoint: Endpoint) -> Subject:
-        """A model behind a URL, which answers at temperature 0.
+        """A model behind a URL.
 
         Args:
             endpoint: where it is.
         """
-        return cls(ask=lambda prompts, limit, told: endpoint.answers(prompts, max_new_tokens=limit, progress=told))
+
+        def ask(prompts: Prompts, how: Decoding, progress: Progress | None) -> list[str]:
+            return endpoint.answers(
+                prompts, max_new_tokens=how.max_new_tokens, sampling=how.sampling, progress=progress
+            )
+
+        return cls(ask=ask)
 
     def remembering(self) -> Subject:
         """The same, which is not asked again for the answers that it gave last."""
-        last: list[tuple[Prompts, int, list[str]]] = []
+        last: list[tuple[Prompts, Decoding, list[str]]] = []
 
-        def ask(prompts: Prompts, limit: int, progress: Progress | None) -> list[str]:
-            if not last or last[0][:2] != (prompts, limit):
-                last[:] = [(prompts, limit, self.ask(prompts, limit, progress))]
+        def ask(prompts: Prompts, how: Decoding, progress: Progress | None) -> list[str]:
+            if not last or last[0][:2] != (prompts, how):
+                last[:] = [(prompts, how, self.ask(prompts, how, progress))]
             return last[0][2]
 
         return replace(self, ask=ask)
