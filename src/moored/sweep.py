@@ -518,7 +518,8 @@ class _Run:
         """The sweep, for the record."""
         sweep = self.sweep
         spaces = {arm.name: [asdict(v) for v in sweep.vary or usual(arm.line)] for arm in sweep.searched}
-        return {"vary": spaces, "trials": sweep.trials, "keep": sweep.keep, "seed": sweep.seed}
+        described = {"vary": spaces, "trials": sweep.trials, "keep": sweep.keep, "seed": sweep.seed}
+        return dict(json.loads(json.dumps(described)))
 
 
 def _storage(journal: Path) -> Any:

@@ -8,6 +8,7 @@ import math
 import sys
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from moored.cli import main
+from moored.data.load import load_rows
 from moored.errors import ConfigError, StudyError
 from moored.report.html import render
 from moored.report.record import Record
@@ -89,7 +91,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     monkeypatch.setattr("moored.hf.generate.generate", generate)
     monkeypatch.setattr("moored.hf.loaders.load_model", load_model)
     monkeypatch.setattr("moored.hf.loaders.load_tokenizer", lambda *a, **k: object())
-    monkeypatch.setattr("moored.study.results.commit", lambda: "")  # a search builds many records
+    monkeypatch.setattr("moored.study.results.commit", lambda: "")  # a search plans and records many studies
+    monkeypatch.setattr("moored.study.plan.load_rows", cache(load_rows))
+    monkeypatch.setattr("moored.tasks.base.load_rows", cache(load_rows))
     return world
 
 
@@ -108,7 +112,7 @@ def tree(tree: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
     tasks = {
         "over_refusal": {"data": data["harmless"], "n": 8},
         "harmful_requests": {"data": data["requests"], "n": 40, "skip": 24},
-        "utility": {"data": data["tickets"], "n": 24},
+        "utility": {"data": data["tickets"], "n": 24, "labels": ["yes", "no"]},
     }
     uploads = {"attack": {"benign": data["benign"], "harmful": data["harmful"]}}
     return {**merge(tree, {"arms": {"lisa": None}, "align": None, "base": "some/base", **uploads}), "tasks": tasks}
