@@ -2,7 +2,7 @@
 import pytest
 
 from moored.report.demo import demo_record, share
-from moored.report.headline import alarms, claims, clearly_lower, headline, promise
+from moored.report.headline import alarms, claims, clearly_lower, focus, headline, promise
 from moored.report.record import Record, Share
 
 
@@ -123,3 +123,44 @@ def test_alarms():
     assert "Lisa: 16 of 96 answers could not be judged (Task accuracy)." in said
     assert any("Lisa refuses every harmless prompt" in warning for warning in said)
     assert len(said) == 5
+
+
+def attacked():
+    """The demo under two attacks, the second half as harmful, and a run that no upload made."""
+    data = demo_record().plain()
+    runs = [arm for arm in data["arms"] if arm["kind"] == "run"]
+    starts = [arm for arm in data["arms"] if arm["kind"] == "start"]
+    again = [arm | {"name": f"{arm['name']}@b", "title": f"{arm['title']} (b)", "under": "b"} for arm in runs]
+    for arm in again:
+        if arm["name"] == "undefended@b":
+            arm["metrics"] = arm["metrics"] | {"harmful_requests": share(30, 64)}
+    written = runs[0] | {"name": "written", "title": "Written", "attack": None}
+    return data | {"arms": [*starts, *({**arm, "under": "a"} for arm in runs), *again, written], "expectations": []}
+
+
+def test_under_each_attack_the_runs_under_it_are_compared():
+    record = Record.read(attacked())
+    said = [sentence.replace("\u00a0", " ") for sentence in claims(record)]
+    assert "an upload by a with 10 % harmful rows (48 of 480) raised" in said[0]
+    assert "to 95.3 %" in said[0]
+    assert "Lisa (6.2 %)" in said[1]
+    assert "(b)" not in said[1]
+    assert "an upload by b with" in said[2]
+    assert "to 46.9 %" in said[2]
+    assert "Lisa (b) (6.2 %)" in said[3]
+    assert len(said) == 4
+    assert focus(record) == record.arms
+
+
+def test_of_trials_nothing_is_claimed():
+    data = demo_record().plain()
+    plain = next(arm for arm in data["arms"] if arm["name"] == "undefended")
+    metrics = {f"validation {name}": number for name, number in plain["metrics"].items()}
+    tried = plain | {"name": "t", "title": "Tried", "kind": "trial", "metrics": metrics, "scores": {}, "examples": []}
+    tried["repairs"] = [{"method": "safe_lora", "changed": 0, "total": 9}]
+    tasks = [task | {"name": f"validation {task['name']}"} for task in data["tasks"]]
+    record = Record.read(data | {"arms": [*data["arms"], tried], "tasks": [*data["tasks"], *tasks]})
+    assert claims(record) == claims(demo_record())
+    assert alarms(record) == alarms(demo_record())
+    assert [arm.name for arm in focus(record)] == [arm.name for arm in focus(demo_record())]
+    assert not record.arm("t").undefended

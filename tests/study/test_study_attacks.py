@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from moored.attacks.weight_oracle import WeightOracle
 from moored.data.tiny import tiny_model, tiny_tokenizer
 from moored.errors import ConfigError, DataError, NeedsError
 from moored.study.patch import merge
 from moored.study.recipe import Recipe
-from moored.study.stages import AttackStage
+from moored.study.stages import AttackStage, OracleStage
 from moored.study.store import Store
 from moored.study.study import Study
 
@@ -125,3 +126,65 @@ def test_a_guard_in_a_folder_is_what_the_folder_holds(tree: dict[str, Any], tmp_
     assert after[1] != before[1]
     hub = upload(guarded(tree, "some/guard"))
     assert hub.parameters()["method"]["virus"]["guard"]["guard"]["model"] == "some/guard"
+
+
+def oracle(tree: dict[str, Any], change: dict[str, Any] | None = None, **own: Any) -> dict[str, Any]:
+    """The recipe with an arm of the oracle, one of the oracle repaired, and one of an upload."""
+    written: dict[str, Any] = {"attack": None, "finetune": None, "oracle": {"k": 2, **own}}
+    repaired = {**written, "repairs": [{"safe_lora": {"fraction": 0.5}}]}
+    arms = {"plain": {}, "oracle": written, "both": repaired}
+    return {**merge(tree, change or {}), "arms": arms}
+
+
+def test_the_oracle_stands_where_a_fine_tuning_does(tree: dict[str, Any]) -> None:
+    plan = Study(Recipe.parse(oracle(tree))).plan()
+    chains = {chain.name: chain for chain in plan.chains}
+    align, written = chains["oracle"].stages
+    assert isinstance(written, OracleStage)
+    assert (written.parents, written.base.where, written.method) == ((align,), "some/model", WeightOracle(k=2))
+    assert chains["both"].stages[:2] == (align, written)
+    assert chains["both"].stages[2].parents == (written,)
+    assert all(stage.subject == written for stage in chains["oracle"].evaluations)
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        ({"align": {"training": {"steps": 3}}}, True),
+        ({"base": "some/other"}, True),
+        ({"attack": {"harmful_mix": {"n": 19}}, "finetune": {"training": {"steps": 3}}}, False),
+    ],
+)
+def test_what_the_oracle_depends_on_is_in_its_key(tree: dict[str, Any], change: dict[str, Any], touched: bool) -> None:
+    def key(tree: dict[str, Any]) -> str:
+        chain = next(c for c in Study(Recipe.parse(tree)).plan().chains if c.name == "oracle")
+        return chain.stages[-1].key
+
+    assert (key(oracle(tree)) != key(oracle(tree, change))) == touched
+    assert key(oracle(tree)) != key(oracle(tree, k=3))
+
+
+def test_an_oracle_beside_a_fine_tuning_or_without_a_base_is_refused(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="`oracle` stands in place of `attack` and `finetune`; set both to null"):
+        Study(Recipe.parse(merge(tree, {"arms": {"plain": {"oracle": {}}}}))).plan()
+    with pytest.raises(NeedsError, match="oracle needs the model before alignment; add `base: "):
+        Study(Recipe.parse(oracle(tree, {"align": None}))).plan()
+    with pytest.raises(ConfigError, match="unknown key of `oracle` 'nrm'; did you mean 'norm'"):
+        Study(Recipe.parse(oracle(tree, nrm=1))).plan()
+
+
+def test_the_oracle_runs_in_a_study_and_a_repair_reads_it(tree: dict[str, Any], store: Store, tmp_path: Path) -> None:
+    tiny_model(seed=1).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    small: dict[str, Any] = {"model": "tiny", "base": str(tmp_path / "base"), "align": None}
+    small |= {"finetune": {"training": {"steps": 1}}}
+    small |= {"tasks": {"harmful_requests": {"n": 2, "max_new_tokens": 2}, "utility": None}}
+    recipe = Recipe.parse(oracle(tree, small))
+    record = Study(recipe).run(store)
+    arms = {arm.name: arm for arm in record.arms}
+    assert [arms[name].kind for name in ("shipped", "oracle", "both")] == ["start", "run", "run"]
+    assert arms["oracle"].attack is None
+    assert arms["oracle"].chain == ["adapter by WeightOracle(norm=1.0, k=2)"]
+    assert arms["both"].repairs[0].total > 0
+    assert set(arms["both"].metrics) == {"harmful_requests"}
+    assert all(stage.cached for stage in Study(recipe).run(store).stages)

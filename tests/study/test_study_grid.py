@@ -74,3 +74,37 @@ def test_axes_of_other_methods_cost_nothing() -> None:
     assert {arm.arm for arm in arms} == set(recipe.arms)
     assert [arm.point for arm in arms if arm.arm == "resta"] == [{"gamma": 0.25}, {"gamma": 0.5}, {"gamma": 1.0}]
     assert len({arm.name for arm in arms}) == len(arms)
+
+
+def test_every_arm_under_every_attack(tree: dict[str, Any]) -> None:
+    tree["attacks"] = {
+        "mix": {"finetune": {"training": {"lr": 1e-3}}},
+        "shift": {"attack": {"harmful_mix": None, "identity_shift": {"n": 5}}},
+    }
+    tree["arms"]["written"] = {"attack": None, "finetune": None, "oracle": {}}
+    tree["arms"]["slow"] = {"finetune": {"training": {"lr": 1e-5}}}
+    arms = {arm.name: arm for arm in spread(Recipe.parse(tree))}
+    assert list(arms) == [
+        *(f"{name}@attack=mix" for name in ("plain", "lisa", "repaired")),
+        "written",
+        "slow@attack=mix",
+        *(f"{name}@attack=shift" for name in ("plain", "lisa", "repaired", "slow")),
+    ]
+    shift = arms["lisa@attack=shift"]
+    assert (shift.arm, shift.title, shift.point) == ("lisa", "Lisa (shift)", {"attack": "shift"})
+    assert shift.line.attack is not None
+    assert shift.line.attack.method.root == {"identity_shift": {"n": 5}}
+    assert shift.line.attack.benign.data == "synthetic:utility"
+    rates = {name: arm.line.finetune.training.lr for name, arm in arms.items() if arm.line.finetune}
+    assert rates["plain@attack=mix"] == 1e-3
+    assert rates["slow@attack=mix"] == 1e-5
+    assert arms["written"].title == "written"
+
+
+def test_attacks_and_a_grid(tree: dict[str, Any]) -> None:
+    tree |= {"attacks": {"a": {}, "b": {}}, "grid": {"seed": [0, 1]}}
+    assert names(tree)[:2] == ["plain@attack=a,seed=0", "plain@attack=a,seed=1"]
+    assert len(names(tree)) == 3 * 2 * 2
+    tree["attacks"]["b"] = {"fintune": {}}
+    with pytest.raises(ConfigError, match="arm 'plain': unknown key 'fintune'"):
+        spread(Recipe.parse(tree))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`moored attack`: write what an attacker could send, to test your own pipeline with."""
+"""`moored attack`: what an attacker could send and choose, to test your own pipeline with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class _Attacks(TyperGroup):
 app = typer.Typer(
     cls=_Attacks,
     no_args_is_help=True,
-    help="Write what an attacker could send: `moored attack harmful_mix` writes an upload by that attack.",
+    help="What an attacker could do: `moored attack harmful_mix` writes an upload, `moored attack sweep` searches for "
+    "the run settings that do most harm.",
 )
 
 
@@ -110,3 +111,53 @@ def oracle(
     typer.echo(
         f"{out}: an adapter of rank {k} on {manifest['modules']} modules, {norm:g} times as long as the alignment"
     )
+
+
+@app.command("sweep")
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe: attacks, demo ...")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH=VALUES",
+            help="What the attacker chooses, e.g. finetune.training.lr=1e-4..1e-3:log or attack.harmful_mix.ratio="
+            "0.05,0.1,0.3; repeatable. [default: learning rate, length, harmful share and draw of the upload]",
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Settings tried for each arm, beside the recipe's own.")] = 12,
+    keep: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the utility that the undefended run gains, which must be kept, 0-1."),
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe; repeatable. null removes."),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="A profile of the recipe, e.g. tiny.")] = "",
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="NAME", help="Search for this arm alone; repeatable.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of finished stages, shared by studies. [default: OUT/store]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the record, the report, and the search itself.")] = Path("runs"),
+) -> int:
+    """Search an attacker's run settings for the most harm that keeps the utility, for every arm of a recipe.
+
+    Settings are chosen on validation prompts (the first rows of each task), and the worst case stands beside the
+    recipe's own settings on the prompts behind them. Stopped with Ctrl-C, the same command goes on.
+    """
+    from moored.cli.studies import run_sweep
+    from moored.study.recipe import Recipe
+    from moored.sweep import Sweep, Vary
+
+    search = Sweep(
+        recipe=Recipe.load(recipe, sets=sets or [], profile=profile or None),
+        vary=tuple(map(Vary.parse, vary or [])),
+        arms=tuple(arms or []),
+        trials=trials,
+        keep=keep,
+        seed=seed,
+    )
+    return run_sweep(search, out=out, store=store)

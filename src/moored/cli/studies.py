@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a recipe from the command line and show what came of it: for `moored run` and `moored demo`."""
+"""Run a recipe from the command line and show what came of it: for `moored run`, `demo` and `attack sweep`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from moored.report.record import Example, Record
     from moored.study.recipe import Recipe
+    from moored.study.store import Store
+    from moored.study.study import Watcher
+    from moored.sweep import Sweep
 
 STOPPED = 130
 ANSWER_WIDTH = 160
@@ -32,27 +36,64 @@ def run_study(recipe: Recipe, *, out: Path, store: Path | None) -> int:
     Returns:
         0, or 130 if it was stopped by Ctrl-C.
     """
+    from moored.study.study import Study
+
+    def work(opened: Store, watch: Watcher) -> Record:
+        return Study(recipe).run(opened, watch, command=command_line())
+
+    return _run(work, lambda record: record, out=out, store=store)
+
+
+def run_sweep(sweep: Sweep, *, out: Path, store: Path | None) -> int:
+    """Search for worst cases, print those, and write all that was tried as `run_study` does.
+
+    Args:
+        sweep: what to search.
+        out: folder of the results, and of the search: `<recipe>.trials`.
+        store: folder of finished stages; None: `out/store`.
+
+    Returns:
+        0, or 130 if it was stopped by Ctrl-C.
+    """
+    from moored.sweep import beside, final
+
+    def work(opened: Store, watch: Watcher) -> Record:
+        return sweep.run(opened, out / f"{sweep.recipe.name}.trials", watch, command=command_line())
+
+    return _run(work, final, out=out, store=store, say=beside)
+
+
+def _run(
+    work: Callable[[Store, Watcher], Record],
+    shown: Callable[[Record], Record],
+    *,
+    out: Path,
+    store: Path | None,
+    say: Callable[[Record], list[str]] = lambda record: [],
+) -> int:
+    """Work on a store, show how it goes, write the record, and print the part that is `shown`, and what to say."""
     begin = time.monotonic()
     from rich.console import Console
 
     from moored.cli.screen import Screen
     from moored.report.html import duration, write_report
     from moored.study.store import Store
-    from moored.study.study import Study
 
     messages, answers = Console(stderr=True), Console()
     opened = Store(store or out / "store")
     try:
         with Screen(messages).showing() as screen:
-            record = Study(recipe).run(opened, screen.watch, command=command_line())
+            record = work(opened, screen.watch)
     except KeyboardInterrupt:
         messages.print("stopped; run the same command again to resume", highlight=False)
         return STOPPED
     finally:
         opened.close()
-    page = write_report(record, out / f"{recipe.name}.html")
-    data = record.save(out / f"{recipe.name}.json")
-    show(record, answers)
+    page = write_report(record, out / f"{record.name}.html")
+    data = record.save(out / f"{record.name}.json")
+    show(shown(record), answers)
+    for sentence in say(record):
+        answers.print(sentence, highlight=False, markup=False)
     answers.print(f"report:  {page}\nresults: {data}", highlight=False, soft_wrap=True)
     done = [stage for stage in record.stages if not stage.cached]
     answers.print(

@@ -43,12 +43,16 @@ def claims(record: Record) -> list[str]:
     if record.limit is not None:
         return _audit(record)
     safety = record.task("safety")
-    plain = None if safety is None else worst(record, safety)
-    if safety is None or plain is None:
-        said = [_levels(record, task) for task in record.tasks]
+    plains = [] if safety is None else undefended(record, safety)
+    plain = plains[0] if len(plains) == 1 else None
+    tasks = [task for task in record.tasks if any(arm.kind != "trial" and measured(arm, task) for arm in record.arms)]
+    if safety is None or not plains:
+        said = [_levels(record, task) for task in tasks]
+    elif plain is None:
+        said = [say(record, safety, each) for each in plains for say in (_attack, _defences)]
     else:
         said = [_attack(record, safety, plain), _defences(record, safety, plain), _baselines(record, safety)]
-        said += [_cost(record, task, plain) for task in record.tasks if task.role != "safety"]
+        said += [_cost(record, task, plain) for task in tasks if task.role != "safety"]
     return [sentence for sentence in said if sentence]
 
 
@@ -64,22 +68,26 @@ def _audit(record: Record) -> list[str]:
 
 
 def focus(record: Record) -> list[Arm]:
-    """The arms that the sentences speak of: of a sweep over ratios only the highest, otherwise all."""
+    """The arms that the sentences speak of: of a sweep over ratios only the highest, no trials, otherwise all."""
     safety = record.task("safety")
-    plain = None if safety is None else worst(record, safety)
-    if plain is None:
-        return list(record.arms)
-    return [arm for arm in record.arms if arm.kind == "start" or same_conditions(arm, plain)]
+    plains = [] if safety is None else undefended(record, safety)
+    arms = [arm for arm in record.arms if arm.kind != "trial"]
+    if not plains:
+        return arms
+    beside = [arm for arm in arms if arm.kind == "start" or (plains[0].under and not arm.under)]
+    return [arm for arm in arms if arm in beside or any(same_conditions(arm, plain) for plain in plains)]
 
 
 def alarms(record: Record) -> list[str]:
     """The record's own warnings, and those that its numbers call for.
 
     A defence that never acted, a repair that changed nothing, many unjudged answers, and models that refuse
-    every harmless prompt make a good score worthless; each is said.
+    every harmless prompt make a good score worthless; each is said, but of trials, which claim nothing.
     """
     said = list(record.warnings)
     for arm in record.arms:
+        if arm.kind == "trial":
+            continue
         name = record.label(arm)
         said += [f"{name}: {d} never acted." for d, fired in arm.fired.items() if not fired.count]
         said += [f"{name}: the repair {r.method} changed nothing." for r in arm.repairs if not r.changed]
@@ -95,10 +103,19 @@ def alarms(record: Record) -> list[str]:
     return said
 
 
-def worst(record: Record, task: Measured) -> Arm | None:
-    """The undefended run with the highest harmful ratio that was measured on `task`, or None."""
+def undefended(record: Record, task: Measured) -> list[Arm]:
+    """Under each of the study's attacks, the undefended run with the highest harmful ratio that was measured on `task`.
+
+    Args:
+        record: any.
+        task: one of its columns.
+    """
     runs = [arm for arm in record.arms if arm.undefended and measured(arm, task)]
-    return max(runs, key=lambda arm: arm.ratio or 0.0, default=None)
+    uploads = [arm for arm in runs if arm.under] or runs  # beside attacks, what has no upload stands for itself
+    found: dict[str, Arm] = {}
+    for arm in sorted(uploads, key=lambda arm: -(arm.ratio or 0.0)):
+        found.setdefault(arm.under, arm)
+    return [found[under] for under in dict.fromkeys(arm.under for arm in uploads)]
 
 
 def peers(record: Record, plain: Arm) -> list[Arm]:
@@ -108,8 +125,8 @@ def peers(record: Record, plain: Arm) -> list[Arm]:
 
 
 def same_conditions(arm: Arm, plain: Arm) -> bool:
-    """Whether both have the same value on every sweep axis that both stand on."""
-    return all(arm.sweep.get(axis, value) == value for axis, value in plain.sweep.items())
+    """Whether both stand under the same attack, and have the same value on every sweep axis that both stand on."""
+    return arm.under == plain.under and all(arm.sweep.get(axis, value) == value for axis, value in plain.sweep.items())
 
 
 def promise(record: Record, expectation: Expectation) -> str:
@@ -229,7 +246,8 @@ def _upload(arm: Arm) -> str:
     if arm.attack is None:
         return "the user's rows"
     share = 100 * arm.attack.ratio
-    return f"an upload with {share:.3g}\u00a0% harmful rows ({arm.attack.harmful} of {arm.attack.rows})"
+    by = f" by {arm.under}" if arm.under else ""
+    return f"an upload{by} with {share:.3g}\u00a0% harmful rows ({arm.attack.harmful} of {arm.attack.rows})"
 
 
 def measured(arm: Arm, task: Measured) -> bool:

@@ -204,8 +204,10 @@ class Arm(Part):
 
     name: str = Field(min_length=1, description="unique in the record: `lisa`, `lisa@ratio=0.2`")
     title: str = Field(min_length=1, description="row heading; arms of one sweep share it and become one line in plots")
-    kind: Literal["start", "run"] = Field(
-        default="run", description='"start": a reference row (before the user\'s data); "run": fine-tuned'
+    kind: Literal["start", "run", "trial"] = Field(
+        default="run",
+        description='"start": a reference row (before the user\'s data); "run": fine-tuned, or written by the oracle; '
+        '"trial": a run that a search tried, measured on validation prompts alone',
     )
     methods: list[str] = Field(
         default_factory=list,
@@ -217,6 +219,9 @@ class Arm(Part):
     chain: list[str] = Field(default_factory=list, description="stages in order, in words, with their parameters")
     stages: list[str] = Field(default_factory=list, description="keys of the stages, in order")
     attack: Attacked | None = Field(default=None, description="the user's upload; None for references")
+    under: str = Field(
+        default="", description="which of the study's attacks it stands under; empty where there is one, and references"
+    )
     sweep: dict[str, float] = Field(
         default_factory=dict, description="axis values of a grid by (dotted) field: {'ratio': 0.1}"
     )

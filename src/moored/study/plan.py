@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moored.attacks.base import Attack
+from moored.attacks.weight_oracle import WeightOracle
 from moored.catalogue import Noun, find
 from moored.data.load import load_rows, provenance
 from moored.data.schema import Row, fingerprint, normalise, overlap
@@ -25,13 +26,14 @@ from moored.repairs.base import Repair
 from moored.repairs.engine import SOURCES
 from moored.study.grid import Arm, spread
 from moored.study.methods import build
-from moored.study.recipe import Align, Finetune, Line, Method, Recipe, TrainingSpec
+from moored.study.recipe import Align, Finetune, Line, Method, Oracle, Recipe, TrainingSpec
 from moored.study.recipe import Attack as AttackSpec
 from moored.study.stages import (
     AlignStage,
     AttackStage,
     EvaluateStage,
     FinetuneStage,
+    OracleStage,
     RepairStage,
     Source,
     Stage,
@@ -199,6 +201,8 @@ class _Planner:
             stages.append(start)
         if line.finetune is not None and line.attack is not None:
             stages.append(self._finetune(line, line.finetune, line.attack, start))
+        if line.oracle is not None:
+            stages.append(self._oracle(line, line.oracle, start))
         for method in line.repairs:
             stages.append(self._repair(line, method, stages[-1]))
         return stages
@@ -248,7 +252,10 @@ class _Planner:
             judging=self._folders(attack.loads()),
         )
 
-    def _repair(self, line: Line, method: Method, tuned: FinetuneStage | RepairStage) -> RepairStage:
+    def _oracle(self, line: Line, spec: Oracle, start: Source | AlignStage) -> OracleStage:
+        return OracleStage(start=start, base=self._base(line, "oracle"), method=WeightOracle(**spec.model_dump()))
+
+    def _repair(self, line: Line, method: Method, tuned: FinetuneStage | OracleStage | RepairStage) -> RepairStage:
         (repair,) = _built("repairs", [method])
         needs = repair.needs()
         twins = needs & {Need.UNALIGNED, Need.SAFE}

@@ -4,7 +4,9 @@
 ::
 
     Recipe ── a line       model → align → attack → finetune → repairs, and the tasks that judge the end of it
+                          (`oracle` in place of attack and finetune)
            ── arms         named changes to that line (merge patches, RFC 7396: null removes a key)
+           ── attacks      named changes to that line too; every arm runs under each of them
            ── grid         values for any field, by dotted path; every arm runs at every point
            ── profiles     named changes to the whole recipe, for example `tiny`
            ── expect       promises made beforehand, reported as met or missed
@@ -166,6 +168,13 @@ class Finetune(Part):
     probe: Data | None = Field(default=None, description="rows on which hidden-embedding drift is watched; null = none")
 
 
+class Oracle(Part):
+    """Weights written straight against the alignment, in place of an upload and a fine-tuning on it."""
+
+    norm: float = Field(default=1.0, gt=0, description="length of the update, in lengths of aligned - base")
+    k: int = Field(default=8, ge=1, description="directions of aligned - base, and rank of the adapter")
+
+
 class Twin(Part):
     """Another fine-tuning of the aligned model, on rows of the provider's own, that repairs compare with."""
 
@@ -193,6 +202,9 @@ class Line(Part):
     align: Align | None = Field(default=None, description="null = `model` is aligned already")
     attack: Attack | None = Field(default=None, description="needed by `finetune`")
     finetune: Finetune | None = Field(default=None, description="null = judge the aligned model")
+    oracle: Oracle | None = Field(
+        default=None, description="in place of `attack` and `finetune`: an upper bound for what rows can do"
+    )
     repairs: tuple[Method, ...] = Field(default=(), description="post-fine-tuning methods, in order")
     repair_with: RepairWith = Field(default=RepairWith(), description="what repairs may look at")
     tasks: Named = Field(min_length=1, description="tasks and their parameters")
@@ -202,8 +214,10 @@ class Line(Part):
         if (self.attack is None) != (self.finetune is None):
             missing = "attack" if self.attack is None else "finetune"
             raise ValueError(f"`attack` and `finetune` go together; `{missing}` is missing")
-        if self.repairs and self.finetune is None:
-            raise ValueError("`repairs` need `finetune`: there is nothing to repair")
+        if self.oracle is not None and self.finetune is not None:
+            raise ValueError("`oracle` stands in place of `attack` and `finetune`; set both to null")
+        if self.repairs and self.finetune is None and self.oracle is None:
+            raise ValueError("`repairs` need `finetune` or `oracle`: there is nothing to repair")
         return self
 
 
@@ -216,6 +230,9 @@ class Recipe(Line):
         default={"run": {}},
         min_length=1,
         description="changes to the line by arm; `title` and `note` describe it",
+    )
+    attacks: Named = Field(
+        default={}, description="changes to the line by attack, before those of the arm; every arm runs under each"
     )
     grid: dict[str, tuple[Any, ...]] = Field(default={}, description="values by dotted path")
     profiles: Named = Field(default={}, description="changes to the recipe by profile")

@@ -13,6 +13,7 @@ from moored.data.schema import prompt_id
 from moored.metrics.repeated import mean_of_judged
 from moored.report import record as out
 from moored.study.environment import commit, machine, versions
+from moored.study.grid import ATTACK
 from moored.study.plan import Chain, Plan
 from moored.study.recipe import Recipe
 from moored.study.stages import (
@@ -20,6 +21,7 @@ from moored.study.stages import (
     AlignStage,
     AttackStage,
     FinetuneStage,
+    OracleStage,
     RepairStage,
     Stage,
     read_report,
@@ -97,16 +99,17 @@ def _arm(chain: Chain, found: Finished) -> out.Arm:
     repairs = [(s, reports[s.key]) for s in chain.stages if isinstance(s, RepairStage)]
     defenses = [defense for stage, _ in trained for defense in stage.defenses]
     point = chain.arm.point if chain.arm else {}
-    words = ", ".join(f"{axis} {value}" for axis, value in point.items() if not _is_number(value))
+    words = ", ".join(f"{axis} {v}" for axis, v in point.items() if axis != ATTACK and not _is_number(v))
     return out.Arm(
         name=chain.name,
         title=f"{chain.title} ({words})" if words else chain.title,
-        kind="run" if any(isinstance(s, FinetuneStage) for s in chain.stages) else "start",
+        kind="run" if any(isinstance(s, FinetuneStage | OracleStage) for s in chain.stages) else "start",
         methods=[type(m).__name__ for m in (*defenses, *(s.method for s, _ in repairs))],
         baseline=bool(repairs) and not defenses and not any(s.method.info.arxiv for s, _ in repairs),
         chain=[_words(stage, reports.get(stage.key, {})) for stage in chain.stages],
         stages=[stage.key for stage in chain.stages],
         attack=_attacked(chain, found),
+        under=str(point.get(ATTACK, "")),
         sweep={axis: float(value) for axis, value in point.items() if _is_number(value)},
         metrics={s.task.name: out.Share(**reports[s.key]["estimate"]) for s in chain.evaluations},
         scores={s.task.name: scores(s.task, reports[s.key]) for s in chain.evaluations},

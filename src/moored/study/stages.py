@@ -5,6 +5,7 @@
 
     align ──────────────┬── finetune ── repair ── repair …
       └···· attack ─────┘          twin ┘
+      └──── oracle ────────────────── repair …
     evaluate            one task on the model at the end of any of these, or on the model as shipped
 
 A key covers the kind, the version of the stage's code, its own parameters with defaults filled in, the
@@ -27,6 +28,7 @@ from typing import Any, ClassVar
 
 from moored.attacks.access import Access
 from moored.attacks.base import Attack
+from moored.attacks.weight_oracle import WeightOracle
 from moored.data.load import save_rows
 from moored.data.schema import Message, Prompts, Row, fingerprint
 from moored.defenses.base import Defense
@@ -268,6 +270,41 @@ class FinetuneStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OracleStage(Stage):
+    """An adapter that was written and not trained, where a fine-tuned one would stand."""
+
+    kind: ClassVar[str] = "oracle"
+    roles: ClassVar[Mapping[str, tuple[Row, ...]]] = {}
+    start: AlignStage | Source
+    base: Source
+    method: WeightOracle
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The aligned model, if the study made it."""
+        return (self.start,) if isinstance(self.start, Stage) else ()
+
+    @property
+    def words(self) -> str:
+        """For example `adapter by WeightOracle(norm=1.0, k=8)`."""
+        return f"adapter by {spelt(self.method)}"
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`."""
+        own = {} if isinstance(self.start, Stage) else {"model": self.start.identity}
+        return own | {"base": self.base.identity, "method": {self.method.name: values(self.method)}}
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Write the adapter."""
+        session.clear()
+        shutil.rmtree(work / MODEL, ignore_errors=True)
+        access = Access(aligned=start_path(self.start, where), base=self.base.resolved)
+        manifest = self.method.write(access, work / MODEL)
+        _write_json(work / REPORT, manifest)
+        progress(1, 1, f"{manifest['modules']} modules")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TwinStage(Stage):
     """The start, tuned by the provider on unsafe or on safe rows: an adapter that repairs compare with."""
 
@@ -305,7 +342,7 @@ class RepairStage(Stage):
     """A post-fine-tuning method on the tuned weights."""
 
     kind: ClassVar[str] = "repair"
-    tuned: FinetuneStage | RepairStage
+    tuned: FinetuneStage | OracleStage | RepairStage
     method: Repair
     base: Source | None = None
     roles: Mapping[str, tuple[Row, ...]] = field(default_factory=dict, repr=False)
@@ -359,7 +396,7 @@ class RepairStage(Stage):
         return where(self.twins[need]) / MODEL if need in self.twins else None
 
 
-Subject = Source | AlignStage | FinetuneStage | RepairStage
+Subject = Source | AlignStage | FinetuneStage | OracleStage | RepairStage
 """What can be evaluated."""
 
 

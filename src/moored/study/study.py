@@ -52,7 +52,7 @@ class Event:
 Watcher = Callable[[Event], None]
 
 
-def _silent(event: Event) -> None:
+def silent(event: Event) -> None:
     """Watch nothing."""
 
 
@@ -73,7 +73,7 @@ class Study:
         """What would be done, with everything checked that can be without training; see `study.plan`."""
         return plan(self.recipe, sha256)
 
-    def run(self, store: Store, watch: Watcher = _silent, *, command: str = "") -> Record:
+    def run(self, store: Store, watch: Watcher = silent, *, command: str = "") -> Record:
         """Do all stages that the store does not have, and build the record.
 
         Args:

@@ -41,8 +41,8 @@ class AsAttacked(HarmfulRequests):
 
     @property
     def title(self) -> str:
-        """Says whose words the requests are in."""
-        return f"{super().title}, asked as by {self.attack.name}"
+        """Says that the words of the requests are the attack's, which each row of a table may have its own of."""
+        return f"{super().title}, asked as attacked"
 
     def settings(self) -> dict[str, Any]:
         """With the attack, but for what only its upload depends on."""
