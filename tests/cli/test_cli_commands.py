@@ -30,7 +30,20 @@ def _own_environment() -> Iterator[None]:
 RESULTS = Path(__file__).parents[2] / "results"
 DEMO, DEMO1 = str(RESULTS / "demo-seed0.json"), str(RESULTS / "demo-seed1.json")
 RATIOS = str(RESULTS / "catalogue-ratios.json")
-COMMANDS = ("demo", "run", "repair", "attack", "judge", "audit", "compare", "list", "cite", "doctor")
+COMMANDS = (
+    "demo",
+    "run",
+    "repair",
+    "attack",
+    "judge",
+    "audit",
+    "compare",
+    "import",
+    "lm-eval",
+    "list",
+    "cite",
+    "doctor",
+)
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from moored.attacks.base import Attack
 from moored.attacks.harmful_mix import HarmfulMix
 from moored.data.schema import Row
-from moored.tasks.base import Outcome
+from moored.judges.base import Exchange, Verdict
 from moored.tasks.harmful_requests import HarmfulRequests
 
 
@@ -51,7 +51,7 @@ class AsAttacked(HarmfulRequests):
         """The requests as the attack writes them."""
         return [self.attack.written(row) for row in super().rows()]
 
-    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
+    def judged(self, rows: Sequence[Row], answers: Sequence[str]) -> tuple[list[Exchange], list[Verdict]]:
         """Judge what the attack reads in the answers, beside the plain requests."""
         plain = {self.attack.written(row): row for row in super().rows()}
-        return super().score([plain[row] for row in rows], [self.attack.read(answer) for answer in answers])
+        return super().judged([plain[row] for row in rows], [self.attack.read(answer) for answer in answers])

@@ -121,24 +121,36 @@ class Task(ABC):
             raise DataError(f"`skip` of task {self.name} leaves none of the {len(rows)} rows of {self.data}; lower it")
         return rows[self.skip :][: self.n or None]
 
-    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
-        """Judge `answers` (one per row, same order) and estimate the metric."""
-        exchanges = tuple(
+    def judged(self, rows: Sequence[Row], answers: Sequence[str]) -> tuple[list[Exchange], list[Verdict]]:
+        """What the judge saw and said, one of each per row, in their order.
+
+        Args:
+            rows: of `rows`, any of them.
+            answers: one per row.
+
+        Raises:
+            JudgeError: the judge judges something else than the metric needs.
+        """
+        exchanges = [
             Exchange(prompt=row.question, answer=answer, reference=row.answer)
             for row, answer in zip(rows, answers, strict=True)
-        )
+        ]
         judge, metric = self.judge, self.metric
         if judge.judges != metric.needs:
             raise JudgeError(
                 f"{metric.name} needs verdicts on {metric.needs!r}; judge {judge.name} gives {judge.judges!r}"
             )
-        verdicts = tuple(judge.judge(exchanges))
+        return exchanges, judge.judge(exchanges)
+
+    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
+        """Judge `answers` (one per row, same order) and estimate the metric."""
+        exchanges, verdicts = self.judged(rows, answers)
         return Outcome(
             task=self.name,
             version=self.version,
-            estimate=metric.estimate(verdicts),
-            exchanges=exchanges,
-            verdicts=verdicts,
+            estimate=self.metric.estimate(verdicts),
+            exchanges=tuple(exchanges),
+            verdicts=tuple(verdicts),
         )
 
 
