@@ -59,6 +59,7 @@ def as_inspect(task: Task) -> inspect_ai.Task:
         solver=generate(),
         scorer=_scorer(task, rows),
         config=GenerateConfig(temperature=0.0, max_tokens=task.max_new_tokens),
+        name=task.name,
         version=task.version,
         metadata={OURS: {"task": column(task).model_dump(mode="json"), "metric": task.metric.name}},
     )

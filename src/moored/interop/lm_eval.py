@@ -65,8 +65,8 @@ def run(
     words = command(
         model, tasks, adapter=adapter, out=out, include=include, limit=limit, batch=batch, chat=chat, more=more
     )
-    # Its table goes where its progress goes: what is printed here is our own.
-    code = subprocess.run(words, stdout=sys.stderr.fileno(), check=False).returncode
+    # Its progress is shown; its table is not, because it is read from the results.
+    code = subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode
     written = sorted(set(out.rglob("results_*.json")) - before)
     if code or not written:
         raise StudyError(f"lm-eval ended with exit code {code} and {len(written)} results; what it said stands above")
