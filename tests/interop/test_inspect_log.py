@@ -90,6 +90,11 @@ def test_settings_that_are_not_the_tasks_own_are_said(file):
     assert record.warnings == ["harmful_requests was answered with temperature 0.7, which is not the task's own"]
 
 
+def test_local_models_have_the_names_of_their_folders(file):
+    path = file(log(sample(1, 1.0), model="hf/local", model_args={"model_path": "/home/me/runs/tuned"}))
+    assert read(path).model == "tuned"
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

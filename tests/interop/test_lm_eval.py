@@ -123,6 +123,11 @@ def test_another_number_of_shots_is_another_task(tmp_path):
         compare(one, one.arms[0], two, two.arms[0])
 
 
+def test_a_chat_template_makes_another_task(tmp_path):
+    record = read(written(tmp_path, results(chat_template="{{ messages }}")))
+    assert record.tasks[0].version == "2.0, 5-shot, chat template"
+
+
 def test_groups_count_the_rows_of_their_tasks(tmp_path):
     found = results()
     found["results"]["all"] = {"acc,none": 0.5, "acc_stderr,none": 0.1}

@@ -76,7 +76,7 @@ def record(log: Mapping[str, Any], *, role: Role = "utility", better: Literal["l
     samples = _ordered(log)
     source = Source(
         tool="inspect-ai",
-        model=model_name(meta["model"]),
+        model=model_name((meta.get("model_args") or {}).get("model_path") or meta["model"]),
         created=meta["created"],
         versions={name.replace("_", "-"): version for name, version in meta.get("packages", {}).items()},
     )

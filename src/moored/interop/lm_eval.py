@@ -183,6 +183,9 @@ def read(path: Path) -> Record:
 def _column(found: Mapping[str, Any], task: str, metric: str, chosen: str) -> Measured:
     name = "/".join([task, metric] if chosen == "none" else [task, metric, chosen])
     shots = found.get("n-shot", {}).get(task)
+    # What else decides the prompts: numbers of other prompts are not compared.
+    version = str(found.get("versions", {}).get(task, ""))
+    asked = [*([] if shots is None else [f"{shots}-shot"]), *(["chat template"] if found.get("chat_template") else [])]
     higher = found.get("higher_is_better", {}).get(task, {}).get(metric)
     return Measured(
         name=name,
@@ -190,9 +193,7 @@ def _column(found: Mapping[str, Any], task: str, metric: str, chosen: str) -> Me
         role="utility",
         better="lower" if higher is False else "higher",
         judge=f"lm-eval, {metric}",
-        version=", ".join(
-            [str(found.get("versions", {}).get(task, "")), *([] if shots is None else [f"{shots}-shot"])]
-        ),
+        version=", ".join([version, *asked]),
         data=_data(found["configs"].get(task, {})),
     )
 
