@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import inspect_ai
 from anyio import CapacityLimiter, to_thread
@@ -101,7 +101,7 @@ def _metric(ours: Metric) -> InspectMetric:
             return {ours.name: math.nan, "n": len(scores)}
         return {ours.name: found["value"], "low": found["low"], "high": found["high"], "n": found["n"]}
 
-    return cast(InspectMetric, metric(name=ours.name)(lambda: estimate)())
+    return metric(name=ours.name)(lambda: estimate)()
 
 
 def _register(name: str) -> Callable[..., inspect_ai.Task]:
