@@ -32,7 +32,20 @@ def _own_environment() -> Iterator[None]:
 RESULTS = Path(__file__).parents[2] / "results"
 DEMO, DEMO1 = str(RESULTS / "demo-seed0.json"), str(RESULTS / "demo-seed1.json")
 RATIOS = str(RESULTS / "catalogue-ratios.json")
-COMMANDS = ("demo", "run", "repair", "attack", "judge", "audit", "compare", "list", "cite", "doctor")
+COMMANDS = (
+    "demo",
+    "run",
+    "repair",
+    "attack",
+    "judge",
+    "audit",
+    "compare",
+    "import",
+    "lm-eval",
+    "list",
+    "cite",
+    "doctor",
+)
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -94,6 +107,13 @@ WRONG: list[tuple[list[str], str]] = [
     (["audit", "http://me:secret@localhost:1/v1#m"], "put no name, password or key into it"),
     (["audit", "http://localhost:1/v1#m", "--tasks", "perplexity"], "a model behind a URL gives only answers"),
     (["audit", "tiny", "--tasks", "kl_to_aligned"], "tiny was tuned from, and that is not known"),
+    (["import", "nowhere.json"], "nowhere.json cannot be read: No such file"),
+    (["import", DEMO], "is neither a log of inspect-ai (.eval, .json) nor results of lm-eval"),
+    (["import", "nowhere.json", "--role", "safty"], "unknown value of --role 'safty'; did you mean 'safety'"),
+    (["import", "nowhere.json", "--better", "less"], "unknown value of --better 'less'"),
+    (["lm-eval", "./nowhere", "--tasks", "arc_easy"], "model folder ./nowhere does not exist"),
+    (["lm-eval", "./nowhere", "--tasks", "arc_easy", "--base", "x"], "--base goes with an adapter"),
+    (["lm-eval", "./nowhere"], "Missing option '--tasks'"),
     (["compare", "nowhere.json", DEMO], "nowhere.json: cannot be read"),
     (["compare", "nowhere.json:lisa", DEMO], "nowhere.json: cannot be read"),
     (["compare", "{tmp}/there.jsonl", DEMO], "not a results record"),

@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from moored.data.schema import Message
+from moored.data.schema import Message, Prompts
 from moored.endpoint import Endpoint
 from moored.judges.base import Exchange, ModelJudge, Reading
 
@@ -59,11 +59,26 @@ class Asking(ModelJudge):
         Raises:
             EndpointError: the model does not answer.
         """
-        endpoint = Endpoint(url=self.url, model=self.model, key=self.key, parallel=self.parallel)
-        chats = [self.chat(exchange) for exchange in exchanges]
-        return [self._reading(said) for said in endpoint.answers(chats, max_new_tokens=self.max_new_tokens)]
+        return [self.reading(said) for said in self.replies([self.chat(exchange) for exchange in exchanges])]
 
-    def _reading(self, said: str) -> Reading:
+    def replies(self, chats: Prompts) -> list[str]:
+        """What the model says, one reply per chat, in their order.
+
+        Args:
+            chats: each asked once.
+
+        Raises:
+            EndpointError: the model does not answer.
+        """
+        endpoint = Endpoint(url=self.url, model=self.model, key=self.key, parallel=self.parallel)
+        return endpoint.answers(chats, max_new_tokens=self.max_new_tokens)
+
+    def reading(self, said: str) -> Reading:
+        """What `read` makes of a reply; NaN with what was said where it is in no known form.
+
+        Args:
+            said: "" where the model said nothing.
+        """
         missing = f"the judge said {said[:SHOWN]!r}" if said else "the judge said nothing"
         return (self.read(said) if said else None) or (math.nan, missing)
 
@@ -74,12 +89,24 @@ def quoted(exchange: Exchange) -> str:
     Args:
         exchange: what is judged.
     """
-    return f"<request>\n{_closed(exchange.prompt)}\n</request>\n\n<answer>\n{_closed(exchange.answer)}\n</answer>"
+    return marked(request=exchange.prompt, answer=exchange.answer)
 
 
-def _closed(text: str) -> str:
-    """The text without the marks."""
-    return re.sub(r"</?(?:request|answer)>", "", text, flags=re.IGNORECASE)
+def marked(**parts: str) -> str:
+    """Texts, each between marks with its name, which none of the texts can open or close.
+
+    Args:
+        parts: the texts by name.
+    """
+    return "\n\n".join(f"<{name}>\n{_without(parts, text)}\n</{name}>" for name, text in parts.items())
+
+
+def _without(names: Iterable[str], text: str) -> str:
+    """The text without the marks; taken out until none is left, because what remains can make new ones."""
+    mark = re.compile(rf"</?(?:{'|'.join(names)})>", re.IGNORECASE)
+    while mark.search(text):
+        text = mark.sub("", text)
+    return text
 
 
 def numbers(reply: str, name: str, low: int, high: int) -> int | None:

@@ -21,6 +21,8 @@ RESAMPLES = 10_000
 
 _AT_A_TIME = 1000
 """Resamples that are in memory together."""
+_HALVINGS = 60
+"""Of an interval of width 2: as fine as floats are."""
 
 FEWEST = 8
 """Values below which the bootstrap is not asked: it would promise far too much."""
@@ -53,6 +55,54 @@ def wilson(successes: float | int, n: int) -> tuple[float, float]:
     half = Z_95 / scale * sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
     # At shares of 0 and 1 the ends are exact; rounding must not push the estimate out of its own interval.
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def tango(wins: int, losses: int, n: int) -> tuple[float, float]:
+    """The score interval of a paired difference, at 95 %: of wins/n - losses/n, where the other pairs are ties.
+
+    It needs no more than the two counts, which is all that a comparison gives, and keeps a width where there are only
+    ties, or none. The ends are the differences d at which (wins - losses - n d)^2 = z^2 n (2 q + d - d^2), q being
+    the most likely share of losses if d is true.
+
+    Args:
+        wins: pairs in which the first is better.
+        losses: pairs in which the second is.
+        n: pairs, at least 1.
+
+    Returns:
+        `(low, high)`, from -1 to 1, which hold (wins - losses) / n.
+
+    Raises:
+        JudgeError: n is below 1, or the counts are no part of it.
+
+    References:
+        Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+        design", Statistics in Medicine 17.
+    """
+    if n < 1 or min(wins, losses) < 0 or wins + losses > n:
+        raise JudgeError(f"a comparison needs n >= 1 and wins and losses among them; got {wins}, {losses} of {n}")
+    # The other side's upper end is this side's lower one.
+    return -_tango_high(losses, wins, n), _tango_high(wins, losses, n)
+
+
+def _tango_high(wins: int, losses: int, n: int) -> float:
+    """The upper end, by halving: the score falls as the difference grows."""
+    inside, outside = (wins - losses) / n, 1.0
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        excess = n * middle - (wins - losses)
+        if excess**2 <= Z_95**2 * n * _tango_variance(middle, wins, losses, n):
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+def _tango_variance(d: float, wins: int, losses: int, n: int) -> float:
+    """The variance of wins - losses over n, if the true difference is d."""
+    linear = (2 * n - wins + losses) * d - wins - losses
+    root = sqrt(max(0.0, linear**2 + 8 * n * losses * d * (1 - d)))
+    return max(0.0, (root - linear) / (2 * n) + d * (1 - d))
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
@@ -124,7 +174,7 @@ def mean_of(verdicts: Sequence[Verdict], credit: Callable[[float], float], unit:
     Raises:
         JudgeError: no verdict was given, or all are NaN.
     """
-    values = sorted(credit(value) for value in _judged(verdicts))
+    values = sorted(credit(value) for value in judged_values(verdicts))
     low, high = bootstrap(values)
     mean = sum(values) / len(values)
     return Estimate(
@@ -159,7 +209,7 @@ def token_mean_of(verdicts: Sequence[Verdict], unit: str, read: Callable[[float]
     Raises:
         JudgeError: no reading was given, or all are NaN.
     """
-    _judged(verdicts)
+    judged_values(verdicts)
     kept = [(verdict.value, verdict.weight) for verdict in verdicts if verdict.judged]
     values, weights = [value for value, _ in kept], [weight for _, weight in kept]
     ((low, high),) = weighted_bootstrap([values], weights)
@@ -176,8 +226,15 @@ def token_mean_of(verdicts: Sequence[Verdict], unit: str, read: Callable[[float]
     )
 
 
-def _judged(verdicts: Sequence[Verdict]) -> list[float]:
-    """The values of those that are judged, at least one."""
+def judged_values(verdicts: Sequence[Verdict]) -> list[float]:
+    """The values of those that are judged, at least one.
+
+    Args:
+        verdicts: in any order.
+
+    Raises:
+        JudgeError: no verdict was given, or all are NaN.
+    """
     if not verdicts:
         raise JudgeError("no verdicts to estimate from: the task has no rows")
     values = [verdict.value for verdict in verdicts if verdict.judged]
@@ -196,7 +253,7 @@ def share_of(verdicts: Sequence[Verdict], credit: Callable[[float], float]) -> E
     Raises:
         JudgeError: no verdict was given, all are NaN, or a value is outside 0-1.
     """
-    values = _judged(verdicts)
+    values = judged_values(verdicts)
     outside = next((value for value in values if not 0 <= value <= 1), None)
     if outside is not None:
         raise JudgeError(f"a verdict must be in 0-1 or NaN; got {outside!r}")

@@ -10,7 +10,8 @@ from typing import Any
 
 from moored.data.schema import Row, Source
 from moored.errors import JudgeError, require
-from moored.judges.base import Exchange, Judge
+from moored.judges.base import Exchange, Judge, Verdict
+from moored.metrics.base import Estimate
 from moored.metrics.repeated import clustered
 from moored.progress import Progress
 from moored.sampling import Decoding, Sampling
@@ -97,23 +98,48 @@ class AnswerTask(Task):
         """Ask, and score the answers."""
         return self.score(rows, subject.ask([row.prompt for row in rows], self.decoding, progress))
 
-    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
-        """Judge `answers` (one per row, same order) and estimate the metric."""
-        exchanges = tuple(
+    def judged(self, rows: Sequence[Row], answers: Sequence[str]) -> tuple[list[Exchange], list[Verdict]]:
+        """What the judge saw and said, one of each per row, in their order.
+
+        Args:
+            rows: of `rows`, any of them.
+            answers: one per row.
+
+        Raises:
+            JudgeError: the judge judges something else than the metric needs.
+        """
+        exchanges = [
             Exchange(prompt=row.question, answer=answer, reference=row.answer)
             for row, answer in zip(rows, answers, strict=True)
-        )
+        ]
         judge, metric = self.judge, self.metric
         if judge.judges != metric.needs:
             raise JudgeError(
                 f"{metric.name} needs verdicts on {metric.needs!r}; judge {judge.name} gives {judge.judges!r}"
             )
-        verdicts = tuple(judge.judge(exchanges))
-        asked = [exchange.prompt for exchange in exchanges]
+        return exchanges, judge.judge(exchanges)
+
+    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
+        """Judge `answers` (one per row, same order) and estimate the metric."""
+        exchanges, verdicts = self.judged(rows, answers)
         return Outcome(
             task=self.name,
             version=self.version,
-            estimate=clustered(metric, asked, verdicts) if self.samples > 1 else metric.estimate(verdicts),
-            exchanges=exchanges,
-            verdicts=verdicts,
+            estimate=self.estimate(exchanges, verdicts),
+            exchanges=tuple(exchanges),
+            verdicts=tuple(verdicts),
         )
+
+    def estimate(self, exchanges: Sequence[Exchange], verdicts: Sequence[Verdict]) -> Estimate:
+        """The metric over answers, or over prompts where there are several answers to each.
+
+        Args:
+            exchanges: what was judged.
+            verdicts: one per exchange.
+
+        Raises:
+            JudgeError: no verdict was given, or all are NaN.
+        """
+        if self.samples == 1:
+            return self.metric.estimate(verdicts)
+        return clustered(self.metric, [exchange.prompt for exchange in exchanges], verdicts)

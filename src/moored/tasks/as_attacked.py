@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from moored.attacks.base import Attack
 from moored.attacks.harmful_mix import HarmfulMix
 from moored.data.schema import Row
-from moored.tasks.base import Outcome
+from moored.judges.base import Exchange, Verdict
 from moored.tasks.harmful_requests import HarmfulRequests
 
 
@@ -57,7 +57,7 @@ class AsAttacked(HarmfulRequests):
         """The requests as the attack writes them."""
         return [written for written, _ in self._requests]
 
-    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> Outcome:
+    def judged(self, rows: Sequence[Row], answers: Sequence[str]) -> tuple[list[Exchange], list[Verdict]]:
         """Judge what the attack reads in the answers, beside the plain requests."""
         plain = dict(self._requests)
-        return super().score([plain[row] for row in rows], [self.attack.read(answer) for answer in answers])
+        return super().judged([plain[row] for row in rows], [self.attack.read(answer) for answer in answers])
