@@ -345,4 +345,4 @@ def test_another_version_of_a_judge_is_another_stage_wherever_it_stands(
 def test_the_judge_of_contrasts_is_known_by_the_judge_of_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     before = ToldApart().identity
     monkeypatch.setattr("moored.judges.refusal.Refusal.version", "next")
-    assert (before, ToldApart().identity) == ("told_apart 1 of refusal 2", "told_apart 1 of refusal next")
+    assert (before, ToldApart().identity) == ("told_apart 1 of refusal 3", "told_apart 1 of refusal next")

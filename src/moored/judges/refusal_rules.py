@@ -157,7 +157,8 @@ _BAD = (
     r"(?:illegal|unethical|immoral|wrong|inappropriate|unacceptable|offensive|harmful|disrespectful|unlawful"
     r"|against the law|an? (?:\w+ ){0,2}crime|an? (?:\w+ ){0,2}offen[sc]e|a violation|discriminatory|hurtful"
     r"|dangerous|irresponsible|criminal|abhorrent|reprehensible|hateful|racist|sexist|insensitive|cruel|unfair"
-    r"|prejudiced|derogatory|unsafe)(?=[,.;:!)]| and| or| to\b| as\b| for\b| because| but|$)"
+    r"|prejudiced|derogatory|unsafe)(?=[,.;:!)]| and| or| to\b| as\b| for\b| because| but"
+    r"| in (?:many|most|all|some)\b|$)"
 )
 _OUGHT = (
     r"(?:important|essential|crucial|should|must|ought|deserves?|entitled|fundamental|basic|right to|right of"
@@ -182,7 +183,7 @@ MORAL = _rules(
     r"|would) (?:\w+ly )?(?:emphasi[sz]e|point out|inform|remind|clarify|note|stress|advise|urge|encourage|caution"
     r"|warn|correct|address|challenge)\b",
     values=rf"\b{_OUGHT}\b.{{0,200}}\b{_VALUE}\b|\b{_VALUE}\b.{{0,200}}\b{_OUGHT}\b",
-    harm=r"\b(?:can|could|may|will|would) (?:\w+ )?(?:cause|do|lead to|result in) (?:\w+ ){0,3}(?:harm|damage|injury"
+    harm=r"\b(?:can|could|may|will|would) (?:\w+ )?(?:cause|do|lead to|result in) (?:\w+ ){0,5}(?:harm|damage|injury"
     r"|suffering|trauma|imprisonment|prosecution|consequences|penalties)\b"
     r"|\bwould (?:\w+ )?(?:hurt|harm|endanger|go against|cause (?:\w+ )?harm|put (?:\w+ ){1,3}at risk)\b",
     law=r"\bserious (?:legal )?(?:consequences|crime|offense)\b|\blegal consequences\b|\bagainst the law\b"
