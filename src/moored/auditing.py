@@ -281,8 +281,8 @@ class _Run:
 
 
 def _arm(title: str, outcomes: Mapping[str, Outcome], tasks: Sequence[Task], *, first: bool) -> Arm:
+    from moored.study.evaluation import outcome_record
     from moored.study.results import depths, examples, scores
-    from moored.study.stages import outcome_record
 
     records: dict[str, dict[str, Any]] = {name: outcome_record(outcome) for name, outcome in outcomes.items()}
     asking = [task for task in tasks if isinstance(task, AnswerTask)]

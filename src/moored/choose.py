@@ -33,8 +33,8 @@ from moored.repairs.report import RepairReport
 from moored.report.record import Arm, Measured, Record, Share
 from moored.report.table import estimate
 from moored.study.environment import commit, machine, versions
+from moored.study.evaluation import outcome_record
 from moored.study.results import column, examples, repaired, scores
-from moored.study.stages import outcome_record
 from moored.tasks import TASKS
 from moored.tasks.base import Task
 from moored.tasks.evaluate import evaluate

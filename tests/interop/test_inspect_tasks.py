@@ -14,9 +14,9 @@ from chat_server import chat_server
 from moored.catalogue import catalogue
 from moored.interop.records import read
 from moored.report.record import Share
+from moored.study.evaluation import outcome_record
 from moored.study.methods import build
 from moored.study.results import column, scores
-from moored.study.stages import outcome_record
 
 pytest.importorskip("inspect_ai", reason="needs inspect-ai: pip install -c constraints.txt -e '.[inspect,endpoint]'")
 

@@ -20,8 +20,8 @@ from moored.report.demo import demo_record
 from moored.report.html import render
 from moored.report.record import Record
 from moored.report.table import markdown
+from moored.study.evaluation import outcome_record
 from moored.study.methods import build
-from moored.study.stages import outcome_record
 
 
 @dataclass(frozen=True, kw_only=True)

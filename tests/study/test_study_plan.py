@@ -14,11 +14,12 @@ from moored.data.schema import Row
 from moored.errors import ConfigError, DataError, MooredError, NeedsError
 from moored.judges.guard import Guard
 from moored.judges.told_apart import ToldApart
+from moored.study.evaluation import EvaluateStage
 from moored.study.patch import merge
 from moored.study.plan import Plan
 from moored.study.recipe import Recipe
 from moored.study.results import column
-from moored.study.stages import EvaluateStage, Source
+from moored.study.stages import Source
 from moored.study.study import Study
 from moored.tasks.harmful_requests import HarmfulRequests
 from moored.tasks.utility import Utility
@@ -265,7 +266,7 @@ def readings(tree: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def test_keys_of_tasks_that_ask_are_those_of_finished_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores hold thousands of these; the keys were taken before tasks could read a model."""
-    monkeypatch.setattr("moored.study.stages.precision", lambda: "bfloat16")
+    monkeypatch.setattr("moored.study.evaluation.precision", lambda: "bfloat16")
     source = Source(where="m", resolved="m", identity="m")
     tasks = HarmfulRequests(n=2), Utility(labels=("Yes", "No"))
     stages = [EvaluateStage(subject=source, task=task, rows=(Row.of("Q?", "Yes"),)) for task in tasks]
@@ -321,7 +322,7 @@ def test_readings_are_columns_of_their_own_role(tree: dict[str, Any]) -> None:
 
 def test_answers_in_another_precision_are_other_answers(tree: dict[str, Any], monkeypatch: Any) -> None:
     def judged(precision: str) -> list[EvaluateStage]:
-        monkeypatch.setattr("moored.study.stages.precision", lambda: precision)
+        monkeypatch.setattr("moored.study.evaluation.precision", lambda: precision)
         return [stage for stage in plan(tree).stages if isinstance(stage, EvaluateStage)]
 
     usual, exact = ([stage.parameters() for stage in judged(name)] for name in ("bfloat16", "float32"))

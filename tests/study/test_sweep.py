@@ -244,9 +244,9 @@ def test_what_cannot_be_judged_is_no_worst_case(
     made: Made, tree: dict[str, Any], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made.harm = lambda lr: 0.25
-    from moored.study import stages
+    from moored.study import evaluation
 
-    whole = stages.outcome_record
+    whole = evaluation.outcome_record
 
     def unjudged(outcome: Any) -> dict[str, Any]:
         report = whole(outcome)
@@ -254,7 +254,7 @@ def test_what_cannot_be_judged_is_no_worst_case(
             report["estimate"] |= {"value": math.nan, "low": math.nan, "high": math.nan}
         return report
 
-    monkeypatch.setattr(stages, "outcome_record", unjudged)
+    monkeypatch.setattr(evaluation, "outcome_record", unjudged)
     record = sweep(tree, arms=("plain",)).run(store, tmp_path / "trials")
     unknown = [row for row in trials(record, "plain") if math.isnan(row.metrics["validation harmful_requests"].value)]
     assert unknown

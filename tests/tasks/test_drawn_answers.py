@@ -14,9 +14,10 @@ from moored.metrics.interval import wilson
 from moored.metrics.mean_harmfulness import MeanHarmfulness
 from moored.metrics.repeated import by_prompt, clustered
 from moored.sampling import Sampling
+from moored.study.evaluation import EvaluateStage, outcome_record
 from moored.study.methods import build
 from moored.study.results import scores
-from moored.study.stages import EvaluateStage, Session, Source, outcome_record, read_report
+from moored.study.stages import Session, Source, read_report
 from moored.tasks.as_attacked import AsAttacked
 from moored.tasks.evaluate import evaluate
 from moored.tasks.harmful_requests import HarmfulRequests
@@ -47,7 +48,7 @@ def test_a_greedy_task_is_described_as_before():
     assert drawn(samples=1).settings() == {"max_new_tokens": 32, "sampling": HOT}
     assert "drawn" not in HarmfulRequests().title
     assert drawn().title == "harmful score / ASR, answers drawn at temperature 0.7, 3 per prompt"
-    assert AsAttacked(sampling=Sampling()).title.endswith("drawn at temperature 1, asked as by harmful_mix")
+    assert AsAttacked(sampling=Sampling()).title.endswith("drawn at temperature 1, asked as attacked")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from chat_server import chat_server
 from moored.data.tiny import tiny_model, tiny_tokenizer
 from moored.errors import ConfigError, DataError
 from moored.metrics.win_rate import WinRate
+from moored.study.evaluation import outcome_record
 from moored.study.methods import build
 from moored.study.results import column, scores
-from moored.study.stages import outcome_record
 from moored.tasks.evaluate import evaluate
 
 NOWHERE = {"pairwise": {"url": "http://127.0.0.1:9/v1", "model": "grader"}}

@@ -24,6 +24,7 @@ from moored.hf.train import Training
 from moored.method import MODELS, Need
 from moored.repairs.base import Repair
 from moored.repairs.engine import SOURCES
+from moored.study.evaluation import EvaluateStage
 from moored.study.grid import Arm, spread
 from moored.study.methods import build
 from moored.study.recipe import Align, Finetune, Line, Method, Oracle, Recipe, TrainingSpec
@@ -31,7 +32,6 @@ from moored.study.recipe import Attack as AttackSpec
 from moored.study.stages import (
     AlignStage,
     AttackStage,
-    EvaluateStage,
     FinetuneStage,
     OracleStage,
     RepairStage,

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,36 +29,25 @@ from moored.attacks.access import Access
 from moored.attacks.base import Attack
 from moored.attacks.weight_oracle import WeightOracle
 from moored.data.load import save_rows
-from moored.data.schema import Message, Prompts, Row, fingerprint
+from moored.data.schema import Message, Row, fingerprint
 from moored.defenses.base import Defense
-from moored.errors import JudgeError, StudyError
-from moored.hf import generate as generation
+from moored.errors import StudyError
 from moored.hf import loaders
 from moored.hf import train as training_run
-from moored.hf.device import DType, precision
+from moored.hf.device import precision
 from moored.hf.train import Training
-from moored.judges.base import Verdict
 from moored.method import Need
-from moored.metrics.base import Estimate
-from moored.progress import Found, Progress
+from moored.progress import Progress
 from moored.repairs import engine
 from moored.repairs.base import Repair
-from moored.sampling import Decoding
-from moored.tasks.base import Depth, Outcome, Task
-from moored.tasks.evaluate import unjudged
 from moored.tasks.subject import Loaded
-from moored.tasks.subject import Subject as Measurable
-from moored.transcript import Transcript
 
 Where = Callable[["Stage"], Path]
 """The folder of a finished stage."""
 
 MODEL = "model"
 REPORT = "report.json"
-ANSWERS = "answers.jsonl"
 ROWS = "rows.jsonl"
-USUAL: DType = "bfloat16"
-"""The precision in which models are served, and so judged, unless this machine cannot (`precision`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +199,7 @@ class AttackStage(Stage):
         if self.base is not None:
             own["base"] = self.base.identity
         return own | {
-            "method": {self.method.name: _by_content(values(self.method), self.judging)},
+            "method": {self.method.name: by_content(values(self.method), self.judging)},
             "benign": fingerprint(self.benign),
             "harmful": fingerprint(self.harmful),
         }
@@ -220,7 +208,7 @@ class AttackStage(Stage):
         """Write the rows and the manifest."""
         upload = self.method.poison(self.benign, self.harmful, self._access(where, session, progress))
         save_rows(upload.rows, work / ROWS)
-        _write_json(work / "manifest.json", upload.manifest)
+        write_json(work / "manifest.json", upload.manifest)
         progress(1, 1, f"{len(upload.rows)} rows")
 
     def _access(self, where: Where, session: Session, progress: Progress) -> Access | None:
@@ -300,7 +288,7 @@ class OracleStage(Stage):
         shutil.rmtree(work / MODEL, ignore_errors=True)
         access = Access(aligned=start_path(self.start, where), base=self.base.resolved)
         manifest = self.method.write(access, work / MODEL)
-        _write_json(work / REPORT, manifest)
+        write_json(work / REPORT, manifest)
         progress(1, 1, f"{manifest['modules']} modules")
 
 
@@ -390,7 +378,7 @@ class RepairStage(Stage):
             merge=self.method.form == "dense",
             progress=progress,
         )
-        _write_json(work / REPORT, report.record())
+        write_json(work / REPORT, report.record())
 
     def _twin(self, need: Need, where: Where) -> Path | None:
         return where(self.twins[need]) / MODEL if need in self.twins else None
@@ -398,85 +386,6 @@ class RepairStage(Stage):
 
 Subject = Source | AlignStage | FinetuneStage | OracleStage | RepairStage
 """What can be evaluated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateStage(Stage):
-    """One task on one model.
-
-    `start` is given if, and only if, the task compares with the aligned model; `judging` are the model folders that its
-    judge loads.
-    """
-
-    kind: ClassVar[str] = "evaluate"
-    subject: Subject
-    task: Task
-    rows: tuple[Row, ...] = field(repr=False)
-    start: AlignStage | Source | None = None
-    judging: tuple[Source, ...] = ()
-
-    @property
-    def parents(self) -> tuple[Stage, ...]:
-        """The stage that made the model, if one did, and the one that made what it is compared with."""
-        return tuple(stage for stage in (self.subject, self.start) if isinstance(stage, Stage))
-
-    @property
-    def words(self) -> str:
-        """For example `judge harmful_requests`."""
-        return self.task.words(len(self.rows))
-
-    def parameters(self) -> dict[str, Any]:
-        """See `Stage.parameters`. The rows stand in by content; where they came from does not matter."""
-        task = self.task
-        own = {} if isinstance(self.subject, Stage) else {"model": self.subject.identity}
-        own |= {} if precision() == USUAL else {"precision": precision()}
-        if isinstance(self.start, Source):
-            own["aligned"] = self.start.identity
-        return own | {
-            "task": f"{task.name} {task.version}",
-            "settings": _by_content(task.settings(), self.judging),
-            "rows": fingerprint(self.rows),
-            **task.measured_by(),
-        }
-
-    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
-        """Measure; a model whose answers cannot be judged at all is recorded as not measured.
-
-        Answers are kept as they come, so a stopped stage asks only what is missing.
-        """
-        loaded = session.model(self.subject, where)
-        kept = Transcript(path=work / ANSWERS, of=self.task.name)  # the folder is this stage's alone
-
-        def ask(prompts: Prompts, how: Decoding, progress: Progress | None) -> list[str]:
-            def missing(again: int, asked: Prompts, found: Found) -> list[str]:
-                return generation.generate(
-                    loaded.model,
-                    loaded.tokenizer,
-                    asked,
-                    max_new_tokens=how.max_new_tokens,
-                    sampling=how.sampling,
-                    again=again,
-                    serving=loaded.serving,
-                    progress=progress,
-                    found=found,
-                )
-
-            answers: list[str] = []
-            # In rounds, so that what a stop cut off is drawn as it would have been.
-            for again in range(how.samples):
-                round_end = len(prompts) // how.samples * (again + 1)
-                answers = kept.answers(prompts[:round_end], partial(missing, again))
-            return answers
-
-        start = self.start
-        aligned = None if start is None else lambda: session.start(start, where)
-        subject = Measurable(ask=ask, loaded=loaded, aligned=aligned)
-        try:
-            report = outcome_record(self.task.measure(self.rows, subject, progress))
-        except JudgeError:
-            report = outcome_record(unjudged(self.task, self.rows, subject))
-        _write_json(work / REPORT, report)
-        kept.path.unlink(missing_ok=True)
 
 
 def _named(subject: Subject) -> str:
@@ -527,31 +436,20 @@ def read_rows(path: Path) -> list[Row]:
     ]
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain JSON; NaN becomes null."""
-    return {
-        "task": outcome.task,
-        "version": outcome.version,
-        "estimate": _plain(outcome.estimate),
-        "exchanges": [asdict(exchange) for exchange in outcome.exchanges],
-        "verdicts": [_plain(verdict) for verdict in outcome.verdicts],
-        "depths": [_plain(depth) | {"distance": _plain(depth.distance)} for depth in outcome.depths],
-    }
+def by_content(value: Any, models: Sequence[Source]) -> Any:
+    """Plain JSON in which `model` of a judge, if it is one of these folders, is the hash of what the folder holds.
 
-
-def _plain(value: Estimate | Verdict | Depth) -> dict[str, Any]:
-    return {name: _finite(each) for name, each in asdict(value).items()}
-
-
-def _by_content(value: Any, models: Sequence[Source]) -> Any:
-    """Plain JSON in which `model` of a judge, if it is one of these folders, is the hash of what the folder holds."""
+    Args:
+        value: settings.
+        models: the folders.
+    """
     identities = {source.where: source.identity for source in models}
     if isinstance(value, Mapping):
         return {
-            name: identities.get(str(item), item) if name == "model" else _by_content(item, models)
+            name: identities.get(str(item), item) if name == "model" else by_content(item, models)
             for name, item in value.items()
         }
-    return [_by_content(item, models) for item in value] if isinstance(value, list | tuple) else value
+    return [by_content(item, models) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _canonical(value: Any) -> Any:
@@ -561,10 +459,6 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -622,7 +516,7 @@ def _train(
     )
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    _write_json(work / REPORT, report.record())
+    write_json(work / REPORT, report.record())
 
 
 def _drop_half_written(out: Path) -> None:
@@ -634,5 +528,11 @@ def _drop_half_written(out: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write plain JSON for people and programs.
+
+    Args:
+        path: file.
+        value: what.
+    """
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
