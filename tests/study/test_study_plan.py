@@ -267,6 +267,7 @@ def readings(tree: dict[str, Any], *names: str) -> dict[str, Any]:
 def test_keys_of_tasks_that_ask_are_those_of_finished_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores hold thousands of these; the keys were taken before tasks could read a model."""
     monkeypatch.setattr("moored.study.evaluation.precision", lambda: "bfloat16")
+    monkeypatch.setattr("moored.judges.refusal.Refusal.version", "2")
     source = Source(where="m", resolved="m", identity="m")
     tasks = HarmfulRequests(n=2), Utility(labels=("Yes", "No"))
     stages = [EvaluateStage(subject=source, task=task, rows=(Row.of("Q?", "Yes"),)) for task in tasks]
