@@ -25,12 +25,11 @@ def test_the_paper_index_is_fresh():
 
 
 def test_importing_is_light():
-    program = "import time; t = time.perf_counter(); import moored, sys; "
-    program += "print(time.perf_counter() - t, 'torch' in sys.modules)"
-    command = [sys.executable, "-c", program]
-    runs = [subprocess.run(command, capture_output=True, text=True).stdout.split() for _ in range(3)]
-    assert {loaded for _, loaded in runs} == {"False"}
-    assert min(float(seconds) for seconds, _ in runs) < 0.1
+    """So `import moored` and `moored --help` take no time; what a name needs is loaded with the name."""
+    program = "import moored, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "moored" in found
+    assert not {"datasets", "numpy", "peft", "pydantic", "rich", "torch", "transformers", "trl", "typer"} & set(found)
 
 
 def test_every_public_name_loads_and_is_documented():
