@@ -5,18 +5,22 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from chat_server import chat_server
 from moored.catalogue import catalogue
+from moored.errors import NotYetSupported
 from moored.interop.records import read
 from moored.report.record import Share
+from moored.sampling import Sampling
 from moored.study.evaluation import outcome_record
 from moored.study.methods import build
 from moored.study.results import column, scores
+from moored.tasks.answering import AnswerTask
+from moored.tasks.harmful_requests import HarmfulRequests
 
 pytest.importorskip("inspect_ai", reason="needs inspect-ai: pip install -c constraints.txt -e '.[inspect,endpoint]'")
 
@@ -143,14 +147,26 @@ def test_a_judge_that_never_answers_in_form_leaves_all_unscored(files, tmp_path)
     assert "grader_failed" in reasons
 
 
-def test_every_task_of_the_catalogue_is_registered():
+def test_every_task_of_the_catalogue_that_asks_is_registered():
     from inspect_ai.util import registry_info
 
     from moored.interop import inspect_tasks
 
-    assert list(inspect_tasks.TASKS) == list(catalogue("tasks"))
+    known = catalogue("tasks")
+    assert list(inspect_tasks.TASKS) == [name for name, cls in known.items() if issubclass(cls, AnswerTask)]
+    assert {"perplexity", "harmful_requests"} - set(inspect_tasks.TASKS) == {"perplexity"}
     for name, made in inspect_tasks.TASKS.items():
         assert (registry_info(made).name, registry_info(made).type) == (f"moored/{name}", "task")
+
+
+def test_drawn_answers_are_drawn_there_too_but_once():
+    from moored.interop.inspect_tasks import as_inspect
+
+    drawn = HarmfulRequests(n=2, sampling=Sampling(temperature=0.7, top_p=0.9, seed=3))
+    config = as_inspect(drawn).config
+    assert (config.temperature, config.top_p, config.seed) == (0.7, 0.9, 3)
+    with pytest.raises(NotYetSupported, match="harmful_requests draws 2 answers per prompt"):
+        as_inspect(replace(drawn, samples=2))
 
 
 @pytest.mark.slow
