@@ -103,6 +103,21 @@ def test_every_part_is_there():
         assert caveat in text
 
 
+def test_sets_say_what_they_share_and_public_ones_their_licence():
+    record = bare()
+    record["prompts"] = [
+        {"name": "align.data", "prompts": 7, "shared": {"attack": 2}},
+        {"name": "task hs", "prompts": 3},
+    ]
+    public = {"name": "sst2", "title": "SST-2", "part": "train", "version": "1.0", "licence": "some terms"}
+    record["data"] = [{"name": "rows.jsonl"}, public]
+    text = Page(render(record)).text
+    assert "Set Prompts Of these also in align.data 7 attack (2) task hs 3 –" in text
+    assert "Public set Part Version Licence SST-2 train 1.0 some terms" in text
+    assert "rows.jsonl" not in text
+    assert "Public set" not in Page(render({**record, "data": []})).text
+
+
 def test_hostile_text_is_inert():
     evil = "</style></title><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7777*7 }}"
     data = demo_record().plain()

@@ -18,8 +18,10 @@ from markupsafe import Markup
 from rich.console import Console
 
 from moored.report import headline, layers, plot, svg, table
-from moored.report.record import Arm, Example, Record, write_whole
+from moored.report.record import Arm, Asked, Example, Record, write_whole
 
+SOURCE = ("title", "part", "version", "licence")
+"""What is said of a public set."""
 _ATTACK = (
     "The attack is the one in the recipe. Somebody who knows the defence, who hides harm in harmless-looking "
     "rows, or who chooses another learning rate or more epochs may do better. No adaptive attack is part of "
@@ -103,6 +105,8 @@ def render(record: Record | Mapping[str, Any]) -> str:
         notes=table.notes(record),
         warnings=headline.alarms(record),
         fired=[row for arm in record.arms for row in _fired(record, arm)],
+        shared=[[asked.name, str(asked.prompts), _also_in(asked)] for asked in record.prompts],
+        sources=[[data.get(key, table.NOTHING) for key in SOURCE] for data in record.data if "licence" in data],
         repaired=[row for arm in record.arms for row in _repaired(record, arm)],
         seeds=[row for arm in record.arms for row in _seeds(record, arm)],
         sentences=headline.claims(record),
@@ -239,6 +243,11 @@ def _repaired(record: Record, arm: Arm) -> list[list[str]]:
         ]
         for repair in arm.repairs
     ]
+
+
+def _also_in(asked: Asked) -> str:
+    """The other sets that have some of its prompts."""
+    return ", ".join(f"{name} ({count})" for name, count in asked.shared.items()) or table.NOTHING
 
 
 def _seeds(record: Record, arm: Arm) -> list[list[str]]:
