@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,7 @@ from moored.data.schema import prompt_id
 from moored.data.tiny import tiny_model, tiny_tokenizer
 from moored.endpoint import Endpoint
 from moored.errors import ConfigError, DataError, NeedsError, NeverSupported
+from moored.report.card import card
 from moored.report.record import Record
 from moored.report.ruling import ruling
 from moored.tasks import TASKS
@@ -58,6 +60,8 @@ def test_an_adapter_beside_its_start(adapter, start):
     assert [task.name for task in record.tasks] == [*TASKS, DRIFT]
     assert set(after.metrics) - set(before.metrics) == {DRIFT}
     assert [row.depth for row in after.depths] == [0, 1, 2]
+    assert (before.adapter, after.adapter) == (False, True)
+    assert [ModelCard(card(record, arm.name)).data.library_name for arm in record.arms] == ["transformers", "peft"]
     assert after.depths[0].distance.value == 0  # the embeddings were not tuned
     assert after.depths[2].distance.value == after.metrics[DRIFT].value > 0
     assert [each["name"] for each in record.data] == ["synthetic"]

@@ -245,7 +245,8 @@ class _Run:
         tasks = [task for task in tasks if start is None or self._comparable(task, start)]
         outcomes = measured(subject, tasks, self._told(target.title), lenient=True)
         self.step += 1
-        return _arm(target.title, dict(zip([t.name for t in tasks], outcomes, strict=True)), tasks, first=first)
+        arm = _arm(target.title, dict(zip([t.name for t in tasks], outcomes, strict=True)), tasks, first=first)
+        return arm.model_copy(update={"adapter": target.adapter is not None})
 
     def _comparable(self, task: Task, start: Loaded) -> bool:
         """Whether a task can compare the model with the one before; one that nobody asked for is left out."""

@@ -80,7 +80,7 @@ def _metadata(record: Record, arm: Arm) -> ModelCardData:
     ]
     return ModelCardData(
         base_model=record.model or None,
-        library_name="transformers",
+        library_name="peft" if arm.adapter else "transformers",
         tags=["moored", "safety", *sorted(arm.fired), *sorted({repair.method for repair in arm.repairs})],
         model_name=f"{record.name}-{arm.name}" if record.limit is None else arm.title.removesuffix(AFTER),
         eval_results=results or None,

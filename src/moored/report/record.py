@@ -222,6 +222,7 @@ class Arm(Part):
     under: str = Field(
         default="", description="which of the study's attacks it stands under; empty where there is one, and references"
     )
+    adapter: bool = Field(default=False, description="known to be a PEFT adapter, and no model of its own")
     sweep: dict[str, float] = Field(
         default_factory=dict, description="axis values of a grid by (dotted) field: {'ratio': 0.1}"
     )
