@@ -185,6 +185,6 @@ class EWC(Defense):
 
 
 def _mean(tensors: list[Tensor]) -> float:
-    """Over all entries of all tensors."""
-    total = sum(float(t.sum(dtype=torch.float64)) for t in tensors)
+    """Over all entries of all tensors; exact between tensors, because a checkpoint gives them in another order."""
+    total = math.fsum(float(t.sum(dtype=torch.float64)) for t in tensors)
     return total / sum(t.numel() for t in tensors)
