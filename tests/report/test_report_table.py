@@ -64,6 +64,23 @@ def test_it_fits_and_no_number_is_cut(width):
     assert "…" not in text
 
 
+def test_an_audit_with_four_columns_folds_at_80_and_loses_nothing():
+    names = ("harmful score / ASR", "over-refusal", "accuracy", "embedding drift")
+    shares = [{"value": value, "low": 57.0, "high": high, "n": 64} for value, high in ((100, 100), (68, 79), (64, 75))]
+    shares.append({"value": 0.29712, "low": 0.29412, "high": 0.29912, "n": 64, "unit": "of the norm"})
+    record = one(a=None) | {"limit": 10.0}
+    record["tasks"] = [
+        {"name": name, "title": name, "role": "utility", "better": "lower", "judge": "x"} for name in names
+    ]
+    record["arms"][0] |= {
+        "title": "finetune-2ea28d05d369697d/model (after)",
+        "metrics": dict(zip(names, shares, strict=True)),
+    }
+    words = shown(record).split()
+    assert words.count("n=64") == 4
+    assert {"drift", "0.297", "[0.294,", "0.299]", "100]", "79]", "75]"} <= set(words)
+
+
 def test_the_numbers_are_those_of_the_record():
     record = demo_record()
     rows = {line.split(" | ")[0].strip("| "): line for line in markdown(record).splitlines() if line.startswith("|")}

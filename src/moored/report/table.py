@@ -126,8 +126,13 @@ def table(record: Record | Mapping[str, Any]) -> Table:
     rows = [cells(record, arm) for arm in arms]
     for i, head in enumerate(heads(record)):
         widest = max(len(part) for part in [*head.split(), *(row[i] for row in rows)])
+        # Where the columns are wider than the terminal they fold: a number that is cut off is another number.
         grid.add_column(
-            escape(head), justify="right" if i else "left", width=widest if i else None, min_width=None if i else 12
+            escape(head),
+            justify="right" if i else "left",
+            max_width=widest if i else None,
+            min_width=None if i else 12,
+            overflow="fold",
         )
     for i, arm in enumerate(arms):
         last_start = arm.kind == "start" and i + 1 < len(arms) and arms[i + 1].kind != "start"
