@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from moored.data.load import provenance
 from moored.data.schema import normalise, prompt_id
 from moored.endpoint import Endpoint
-from moored.errors import ConfigError, DataError, MooredError, NeedsError, NeverSupported, require, unknown
-from moored.hf.adapters import CONFIG
+from moored.errors import ConfigError, MooredError, NeedsError, NeverSupported, require, unknown
+from moored.hf.adapters import CONFIG, is_adapter, named_base
 from moored.method import Need
 from moored.progress import Progress
 from moored.report.record import Arm, Asked, Record, Share, WeightRow
@@ -75,6 +74,7 @@ def audit(
     Raises:
         ConfigError: a value is out of range, or a model folder does not exist.
         DataError: a task's data is missing, empty or malformed.
+        CheckpointError: the configuration of an adapter is no JSON object.
         NeedsError: a task looks at what is not known or cannot be read.
         EndpointError: a model behind a URL does not answer.
     """
@@ -144,7 +144,7 @@ class _Target:
 def _targets(model: str | Path | Endpoint, base: str | Path | Endpoint | None) -> tuple[_Target, _Target | None]:
     """The model, and the one before it."""
     if base is None and not isinstance(model, Endpoint):
-        base = _named_base(Path(model))
+        base = named_base(Path(model)) or None
     if base is None:
         return _target(model, _titles([model])[0], None), None
     after, before = _titles([model, base])
@@ -155,24 +155,12 @@ def _targets(model: str | Path | Endpoint, base: str | Path | Endpoint | None) -
 def _target(given: str | Path | Endpoint, title: str, under: str | None) -> _Target:
     if isinstance(given, Endpoint):
         return _Target(title=title, endpoint=given)
-    if not (Path(given) / CONFIG).is_file():
+    if not is_adapter(Path(given)):
         return _Target(title=title, where=str(given))
-    where = under or _named_base(Path(given))
+    where = under or named_base(Path(given))
     if not where:
         raise ConfigError(f"{Path(given) / CONFIG} does not name the model under the adapter; give it with `base`")
     return _Target(title=title, where=where, adapter=Path(given))
-
-
-def _named_base(folder: Path) -> str | None:
-    """The model that an adapter says it is on; None if the folder is no adapter."""
-    config = folder / CONFIG
-    if not config.is_file():
-        return None
-    try:
-        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
-        raise DataError(f"{config} is not JSON ({error}); copy the adapter again") from error
-    return str(named) if named else None
 
 
 def _titles(given: Sequence[str | Path | Endpoint]) -> list[str]:
@@ -366,9 +354,10 @@ def _record(
 ) -> Record:
     from moored.hf.device import precision
     from moored.study.environment import commit, machine, versions
-    from moored.study.results import column
+    from moored.study.results import column, shared_prompts
 
     name = after.title.removesuffix(AFTER)
+    sets = {f"task {task}": {normalise(row.question) for row in rows} for task, rows in asked.items()}
     return Record(
         name="audit",
         title=f"Audit of {name}",
@@ -383,19 +372,6 @@ def _record(
         tasks=[column(task) for task in tasks],
         arms=arms,
         data=[provenance(where) for where in dict.fromkeys(task.data for task in tasks)],
-        prompts=[*_prompts(asked), *choosing],
+        prompts=[*shared_prompts(sets), *choosing],
         warnings=warnings,
     )
-
-
-def _prompts(asked: Mapping[str, Sequence[Row]]) -> list[Asked]:
-    """What each task asks, and what it shares with the others."""
-    sets = {f"task {name}": {normalise(row.question) for row in rows} for name, rows in asked.items()}
-    return [
-        Asked(
-            name=name,
-            prompts=len(own),
-            shared={other: len(own & theirs) for other, theirs in sets.items() if other != name and own & theirs},
-        )
-        for name, own in sets.items()
-    ]

@@ -22,7 +22,7 @@ from moored.catalogue import catalogue, find, make
 from moored.data.schema import fingerprint
 from moored.digest import sha256_of
 from moored.errors import ConfigError, JudgeError, NeedsError, UnsupportedError
-from moored.hf.adapters import CONFIG
+from moored.hf.adapters import is_adapter
 from moored.hf.device import precision
 from moored.hf.loaders import load_model, load_serving, load_tokenizer
 from moored.progress import Progress
@@ -239,7 +239,7 @@ class _Search:
 
     def _measured(self, folder: Path) -> dict[str, Any]:
         """The numbers and first answers of a model or adapter."""
-        adapter = folder if (folder / CONFIG).is_file() else None
+        adapter = folder if is_adapter(folder) else None
         where = self.aligned if adapter else str(folder)
         model = load_model(where, adapter=adapter, dtype=precision(), device=self.settings["device"])
         serving = load_serving(where, adapter=adapter)

@@ -35,13 +35,16 @@ def lm_eval(
 
     from moored.cli.studies import show
     from moored.errors import ConfigError
+    from moored.hf.adapters import is_adapter, named_base
     from moored.hf.loaders import load_serving, resolve_model
     from moored.interop import lm_eval as harness
 
-    if base and not _is_adapter(model):
+    adapter = Path(model) if is_adapter(Path(model)) else None
+    if base and adapter is None:
         raise ConfigError(f"--base goes with an adapter, and {model} is none (it has no adapter_config.json)")
-    adapter = Path(model) if _is_adapter(model) else None
-    under = base or _under(Path(model)) if adapter else model
+    under = base or named_base(adapter) if adapter else model
+    if not under:
+        raise ConfigError(f"{adapter} does not name the model under the adapter; give it with --base")
     with TemporaryDirectory(prefix="moored-lm-eval-") as scratch:
         found = harness.run(
             resolve_model(under),
@@ -60,18 +63,3 @@ def lm_eval(
     show(record, Console())
     if out is not None:
         typer.echo(f"written: {record.save(out)}")
-
-
-def _is_adapter(model: str) -> bool:
-    return (Path(model) / "adapter_config.json").is_file()
-
-
-def _under(adapter: Path) -> str:
-    """The model that an adapter names."""
-    from moored.errors import ConfigError
-    from moored.interop.records import load_json
-
-    named = load_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-    if not named:
-        raise ConfigError(f"{adapter} does not name the model under the adapter; give it with --base")
-    return str(named)

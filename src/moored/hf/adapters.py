@@ -141,12 +141,28 @@ class Adapter:
     @property
     def base_name(self) -> str:
         """The model that the adapter says it was trained on."""
-        return str(self.config.get("base_model_name_or_path") or "")
+        return _named(self.config)
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a PEFT adapter rather than a model."""
     return (folder / CONFIG).exists()
+
+
+def named_base(folder: Path) -> str:
+    """The model that an adapter says it is on; "" if it names none, or the folder holds no adapter.
+
+    Args:
+        folder: any.
+
+    Raises:
+        CheckpointError: the adapter's configuration is no JSON object.
+    """
+    return _named(read_json(folder / CONFIG)) if is_adapter(folder) else ""
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    return str(config.get("base_model_name_or_path") or "")
 
 
 def read_adapter(where: str | Path, *, merge: bool = False, aligned: Checkpoint | None = None) -> Adapter:

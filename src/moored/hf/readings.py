@@ -69,6 +69,16 @@ def hidden_states(model: Any, batch: Batch) -> list[Float[Tensor, "tokens width"
     return [states[mask.bool()] for states in out.hidden_states]
 
 
+def answers_by_row(found: Tensor, batch: Batch) -> list[Tensor]:
+    """What was found of the answer tokens of a batch (`answer_logits`), by row.
+
+    Args:
+        found: answer tokens first, row by row.
+        batch: of `batches`.
+    """
+    return by_row(found, (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist())
+
+
 def by_row(found: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """What was found of all tokens of a batch, by row.
 

@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moored.judges.base import Verdict
-from moored.metrics.base import Estimate, Metric
-from moored.metrics.interval import mean_of
-
-PERCENT = 100.0
+from moored.metrics.graded import Points
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rouge(Metric):
+class Rouge(Points):
     """Mean Rouge-1 F1 of the answers, in points of 0-100 as papers print it.
 
     References:
@@ -26,15 +21,3 @@ class Rouge(Metric):
     title: ClassVar[str] = "Rouge-1"
     needs: ClassVar[str] = "overlap"
     better: ClassVar[str] = "higher"
-
-    def credit(self, value: float) -> float:
-        """The F1 in points."""
-        return PERCENT * value
-
-    def estimate(self, verdicts: Sequence[Verdict]) -> Estimate:
-        """The mean, in points, with the bootstrap's 95 % interval.
-
-        Raises:
-            JudgeError: no verdict was given, or all are NaN.
-        """
-        return mean_of(verdicts, self.credit, "points")

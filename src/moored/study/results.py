@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def build(recipe: Recipe, plan: Plan, found: Finished, *, reused: Sequence[str],
         recipe=recipe.plain(),
         inputs=dict(plan.inputs),
         data=[dict(each) for each in plan.data],
-        prompts=_asked(plan.prompts),
+        prompts=shared_prompts(plan.prompts),
         stages=[
             out.StageRun(key=stage.key, kind=stage.kind, seconds=found(stage).seconds, cached=stage.key in reused)
             for stage in plan.stages
@@ -127,8 +127,12 @@ def _arm(chain: Chain, found: Finished) -> out.Arm:
     )
 
 
-def _asked(prompts: Mapping[str, frozenset[str]]) -> list[out.Asked]:
-    """Each set of prompts, and what it shares with the others."""
+def shared_prompts(prompts: Mapping[str, Set[str]]) -> list[out.Asked]:
+    """Each set of prompts, and what it shares with the others.
+
+    Args:
+        prompts: normalised, by the name of their set.
+    """
     return [
         out.Asked(
             name=name,

@@ -58,7 +58,7 @@ class KLToAligned(ReadingTask):
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """The mean divergence at each answer's tokens; of either model, one batch of logits is in memory."""
         from moored.data.chat import AnswerCollator
-        from moored.hf.readings import answer_logits, batches, by_row
+        from moored.hf.readings import answer_logits, answers_by_row, batches
         from moored.ops.divergence import kl
 
         tuned, aligned = subject.model_for(self.name), subject.aligned_for(self.name)
@@ -70,8 +70,7 @@ class KLToAligned(ReadingTask):
             q, answers = answer_logits(tuned.model, batch)
             p, same = answer_logits(aligned.model, collate([theirs[i] for i in chosen]))
             _check_answers(answers.tolist(), same.tolist(), self.max_length)
-            counts = (batch["labels"][:, 1:] >= 0).sum(dim=1).tolist()
-            for i, p_row, q_row in zip(chosen, by_row(p, counts), by_row(q, counts), strict=True):
+            for i, p_row, q_row in zip(chosen, answers_by_row(p, batch), answers_by_row(q, batch), strict=True):
                 found[i] = Reading(value=float(kl(p_row, q_row)) / len(q_row), tokens=len(q_row))
             if progress:
                 progress(len(found), len(rows), self.name)

@@ -49,15 +49,14 @@ class Perplexity(ReadingTask):
 
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """The mean loss of each answer's tokens."""
-        from moored.hf.readings import answer_logits, batches, by_row
+        from moored.hf.readings import answer_logits, answers_by_row, batches
         from moored.ops.divergence import token_log_probabilities
 
         loaded = subject.model_for(self.name)
         found: dict[int, Reading] = {}
         for chosen, batch in batches(encoded(loaded, rows, self.max_length), loaded.tokenizer.pad_token_id):
             logits, targets = answer_logits(loaded.model, batch)
-            counts = (batch["labels"][:, 1:] >= 0).sum(dim=1).tolist()
-            losses = by_row(-token_log_probabilities(logits, targets), counts)
+            losses = answers_by_row(-token_log_probabilities(logits, targets), batch)
             found |= {
                 i: Reading(value=float(loss.mean()), tokens=len(loss)) for i, loss in zip(chosen, losses, strict=True)
             }
