@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import attacked
 import evidence
 import repaired
 
@@ -207,6 +208,11 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "demo": demo,
         "methods": methods,
         "support": support,
+    },
+    HERE / "attacks.md": {
+        "plainly": attacked.plainly,
+        "falls": attacked.falls,
+        "asked_plainly": attacked.asked_plainly,
     },
     HERE / "repairs.md": {"strengths": repaired.strengths, "ratios": repaired.ratios, "safer": repaired.safer},
 }
