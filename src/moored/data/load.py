@@ -287,7 +287,8 @@ def _turn(turn: Mapping[str, Any], place: str, what: str) -> Message:
     parts = isinstance(content, list) and content and all(isinstance(p, dict) and "text" in p for p in content)
     if parts and all(isinstance(part["text"], str) for part in content or ()):
         content = "".join(part["text"] for part in content or ())
-    silent = (role == "tool" and content == "") or (role == "assistant" and turn.get("tool_calls") and not content)
+    blank = content is None or (isinstance(content, str) and not content.strip())
+    silent = blank and (turn.get("tool_calls") if role == "assistant" else role == "tool" and content is not None)
     text = "" if silent else _text(content, place, f"the content of {what}")
     read = Message(role="system" if role == "developer" else role, content=text)
     if isinstance(turn.get("name"), str):

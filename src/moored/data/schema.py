@@ -157,6 +157,28 @@ class Row:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Two answers to one prompt, and which of them is better: what DPO learns from.
+
+    Args:
+        preferred: the row with the better answer.
+        other: the same chat with the worse one.
+    """
+
+    preferred: Row
+    other: Row
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON, as users of OpenAI's API write it."""
+        tools = {"tools": list(self.preferred.tools)} if self.preferred.tools else {}
+        return {
+            "input": {"messages": [dict(turn) for turn in self.preferred.prompt], **tools},
+            "preferred_output": [dict(self.preferred.messages[-1])],
+            "non_preferred_output": [dict(self.other.messages[-1])],
+        }
+
+
 _ENDS = " .,;:!?\"'`\u2018\u2019\u201c\u201d\u2026"
 """What `normalise` takes off both ends of a prompt."""
 
