@@ -2,9 +2,9 @@
 """The audit log: `audit.jsonl`, to which lines are only ever added, each bound to the one before it.
 
 A line is canonical JSON with the hash of the line before and its own. Beside it stands `audit.head`: a signed note of
-the last line and of the size of the log, so that a cut tail is noticed. The head is renamed into place *before* its line
-is added and holds that line: after a crash in between, the next `append` (and nothing else) finishes the line, and says
-so in a line of its own.
+the last line and of the size of the log, so that a cut tail is noticed. The head is renamed into place *before* its
+line is added, and holds that line: after a crash in between, the next `append` (and nothing else) finishes the line,
+and says so in a line of its own.
 
 What this cannot do: somebody who has the signing key can write another log, and somebody who can put back an older copy
 of the whole home takes the end away without a trace. Against both, keep heads elsewhere: every report card holds the

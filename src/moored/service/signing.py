@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server's signature: one Ed25519 key in the home, over JSON in its canonical form.
 
-Canonical is: keys sorted, no spaces, ASCII, no NaN. What is signed is a line `moored:<kind>` and then that text, so that
-a signature of one kind of thing is none of another.
+Canonical is: keys sorted, no spaces, ASCII, no NaN. What is signed is a line `moored:<kind>` and then that text, so
+that a signature of one kind of thing is none of another.
 """
 
 from __future__ import annotations
