@@ -121,7 +121,7 @@ class Pipeline:
         """End what runs for a job, and say so; False if the job is no longer this worker's."""
         running = self.launcher.find(self._folder(job).path)
         if running is not None:
-            self.launcher.stop(running, grace=0 if job.wanted == "cancel" else self.grace)
+            self.launcher.stop(running, grace=0.0 if job.wanted == "cancel" else self.grace)
             self._tell(claim, job, 0)
         line = Told(key=f"paused {now()}", message="The job was paused; it goes on from where it is", level="info")
         if job.wanted == "cancel":

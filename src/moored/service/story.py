@@ -38,7 +38,7 @@ def told(line: Mapping[str, Any]) -> tuple[list[Told], list[Kept]]:
     if kind == "repair" and state == "started":
         return [Told(key=key, message=f"Repairing the model: {line['words']}")], []
     if kind == "evaluate" and state == "started":
-        of = {title: f"the {arm} model" for arm, title in TITLES.items()}.get(line["row"], "the start")
+        of = {title: f"the {arm} model" for arm, title in TITLES.items()}.get(line["row"], f"the start ({line['row']})")
         return [Told(key=key, message=f"Auditing {of}: {line['words']}")], []
     return [], []
 
