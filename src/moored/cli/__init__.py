@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import moored
-from moored.cli import attack, audit, cite, compare, demo, doctor, importing, judge, lm_eval, repair, run
+from moored.cli import attack, audit, cite, compare, demo, doctor, importing, judge, keys, lm_eval, repair, run, serve
 from moored.cli import list as listing
 from moored.cli.quiet import quiet
 from moored.errors import MooredError
@@ -39,6 +39,8 @@ app.command("audit")(audit.audit)
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
 app.command("list")(listing.list_methods)
 app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)
