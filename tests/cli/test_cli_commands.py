@@ -42,6 +42,8 @@ COMMANDS = (
     "compare",
     "import",
     "lm-eval",
+    "serve",
+    "keys",
     "list",
     "cite",
     "doctor",

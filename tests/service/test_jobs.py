@@ -24,7 +24,8 @@ def upload(client, *, purpose="fine-tune", rows=12):
 
 @pytest.fixture
 def client(server):
-    return server.client()
+    with server.client() as made:
+        yield made
 
 
 @pytest.fixture
@@ -115,7 +116,11 @@ def test_lists_page_by_page_and_by_metadata(client, file_id):
 
 def test_nobody_else_sees_a_job(server, client, file_id):
     job = client.fine_tuning.jobs.create(model=MODEL, training_file=file_id)
-    other = server.client(server.other_key)
+    with server.client(server.other_key) as other:
+        _sees_nothing(other, job, file_id)
+
+
+def _sees_nothing(other, job, file_id):
     assert list(other.fine_tuning.jobs.list()) == []
     with pytest.raises(openai.BadRequestError, match="invalid training_file"):
         other.fine_tuning.jobs.create(model=MODEL, training_file=file_id)

@@ -22,9 +22,11 @@ from moored.cli import (
     doctor,
     importing,
     judge,
+    keys,
     lm_eval,
     repair,
     run,
+    serve,
 )
 from moored.cli import list as listing
 from moored.cli.quiet import quiet
@@ -55,6 +57,8 @@ app.add_typer(card.app, name="card")
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
 app.command("list")(listing.list_methods)
 app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)

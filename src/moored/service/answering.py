@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from moored.errors import ConfigError, DataError
+from moored.errors import ConfigError, DataError, MooredError
 from moored.service import exchange
 from moored.service.problems import ApiProblem, wrong
 
@@ -59,8 +59,8 @@ def add_handlers(app: FastAPI) -> None:
     handle(ApiProblem, lambda _, error: error)
     handle(HTTPException, _of_http)
     handle(RequestValidationError, lambda _, error: problem_of_validation(error.errors()))
-    handle(ConfigError, lambda _, error: wrong(str(error)))
-    handle(DataError, lambda _, error: wrong(str(error)))
+    handle(ConfigError, _of_moored)
+    handle(DataError, _of_moored)
     handle(RecursionError, lambda _, error: wrong("The request is nested too deeply."))
     handle(UnicodeEncodeError, lambda _, error: wrong("The request holds a character that cannot be stored."))
     handle(OverflowError, lambda _, error: wrong("A number in the request is out of range."))
@@ -121,6 +121,11 @@ def _of_http(request: Request, error: HTTPException) -> ApiProblem:
     elif error.status_code == 400 and said == "There was an error parsing the body":
         said = _NOT_JSON
     return ApiProblem(error.status_code, said, headers=error.headers or {})
+
+
+def _of_moored(request: Request, error: MooredError) -> ApiProblem:
+    home = str(request.app.state.parts.settings.home)
+    return wrong(str(error).replace(home, "<home>"))
 
 
 def _of_database(request: Request, error: Exception) -> ApiProblem:

@@ -72,7 +72,7 @@ def _add(here: Parts, who: Caller, limits: Limits, coming: Incoming, form: Form)
     purpose = files.checked_purpose(purpose)
     lifetime = files.checked_lifetime(*expires)
     coming.settle()
-    files.check_content(coming.path, purpose, limits)
+    files.check_content(coming.path, filename, purpose, limits)
     file = files.add(
         here.database,
         coming,
