@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import moored
-from moored.cli import attack, audit, cite, compare, demo, doctor, importing, judge, lm_eval, repair, run
+from moored.cli import attack, audit, cite, compare, data, demo, doctor, importing, judge, lm_eval, repair, run
 from moored.cli import list as listing
 from moored.cli.quiet import quiet
 from moored.errors import MooredError
@@ -36,6 +36,7 @@ app.command("repair")(repair.repair)
 app.add_typer(attack.app, name="attack")
 app.command("judge")(judge.judge)
 app.command("audit")(audit.audit)
+app.add_typer(data.app, name="data")
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)
