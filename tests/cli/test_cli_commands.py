@@ -39,6 +39,7 @@ COMMANDS = (
     "attack",
     "judge",
     "audit",
+    "data",
     "compare",
     "import",
     "lm-eval",

@@ -18,6 +18,7 @@ from moored.cli import (
     card,
     cite,
     compare,
+    data,
     demo,
     doctor,
     importing,
@@ -54,6 +55,7 @@ app.command("judge")(judge.judge)
 app.command("audit")(audit.audit)
 app.add_typer(audit_log.app, name="audit-log")
 app.add_typer(card.app, name="card")
+app.add_typer(data.app, name="data")
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)
