@@ -52,7 +52,7 @@ class Key(Base):
     name: Mapped[str] = mapped_column(String(128), default="")
     role: Mapped[str] = mapped_column(String(16), default="user")
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    shown: Mapped[str] = mapped_column(String(16))
+    shown: Mapped[str] = mapped_column(String(32))
     created_at: Mapped[int] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
 
