@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import DataError as DatabaseDataError
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from moored.errors import ConfigError
 from moored.service.app import create_app
@@ -111,6 +112,7 @@ def test_json_that_is_wrong_is_refused_with_its_parameter(client, body, said, pa
         (OSError(errno.EIO, "/secret/place"), 500, "request ID req_"),
         (OSError(errno.ENOSPC, "/secret/place"), 507, "disk is full"),
         (OperationalError("select secret", {}, Exception("locked")), 503, "does not answer"),
+        (NoConnection("QueuePool limit of size 40 reached: secret"), 503, "does not answer"),
         (DatabaseDataError("select secret", {}, Exception("NUL")), 400, "cannot be stored"),
         (ConfigError("`rho` of Vaccine must be >= 0; got -1.0"), 400, "`rho` of Vaccine"),
         (RecursionError("secret"), 400, "nested too deeply"),
