@@ -3,9 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,9 +58,56 @@ class Running:
         return client
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes empty PostgreSQL databases; gives their URLs. The server is Debian's, or any whose `initdb` is found."""
+    pytest.importorskip("psycopg")
+    found = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
+    if found is None:
+        pytest.skip("there is no PostgreSQL")
+    programs, root = Path(found).parent, os.geteuid() == 0
+    user = {"user": "postgres"} if root else {}  # it does not run as root
+    folder = Path(tempfile.mkdtemp(prefix="moored-pg-"))
+    if root:
+        shutil.chown(folder, "postgres")
+    data = folder / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, **user}
+    subprocess.run([programs / "initdb", "-D", data, "-U", "moored", "-A", "trust", "-N"], check=True, **quiet)
+    words = ["-c", "fsync=off", "-c", "listen_addresses=", "-k", folder]
+    process = subprocess.Popen([programs / "postgres", "-D", data, *words], **quiet)
+    try:
+        while not (folder / ".s.PGSQL.5432").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield partial(_new_database, f"postgresql+psycopg://moored@/{{}}?host={folder}")
+    finally:
+        process.send_signal(signal.SIGQUIT)  # which it takes for "at once"
+        process.wait(60)
+        shutil.rmtree(folder)
+
+
+def _new_database(url: str) -> str:
+    import sqlalchemy
+
+    name = f"moored_{secrets.token_hex(6)}"
+    engine = sqlalchemy.create_engine(url.format("postgres"), isolation_level="AUTOCOMMIT")
+    for again in range(100):
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            break
+        except sqlalchemy.exc.OperationalError:  # it is still starting
+            assert again < 99
+            time.sleep(0.1)
+    engine.dispose()
+    return url.format(name)
+
+
 @pytest.fixture
-def settings(tmp_path) -> ServerSettings:
-    return ServerSettings(home=tmp_path / "home")
+def settings(request, tmp_path) -> ServerSettings:
+    """On SQLite, or as `parametrize("settings", ["sqlite", "postgres"], indirect=True)` says."""
+    url = request.getfixturevalue("postgres")() if getattr(request, "param", "sqlite") == "postgres" else ""
+    return ServerSettings(home=tmp_path / "home", database=url)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from moored.service import clock, expiry, files
 from moored.service.database import File, Part
 from moored.service.identity import set_limits
 
+BOTH = pytest.mark.parametrize("settings", ["sqlite", "postgres"], indirect=True)
+
 ROW = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}\n'
 
 
@@ -43,6 +45,7 @@ def _incoming(parts):
     return list((parts.blobs.root / "incoming").iterdir())
 
 
+@BOTH
 def test_the_client_uploads_lists_reads_and_deletes(server):
     client = server.client()
     made = client.files.create(file=("rows.jsonl", ROW * 10), purpose="fine-tune")
@@ -60,6 +63,7 @@ def test_the_client_uploads_lists_reads_and_deletes(server):
         client.files.content(made.id)
 
 
+@BOTH
 def test_pages_are_complete_in_both_orders_and_by_purpose(server):
     client = server.client()
     made = [client.files.create(file=(f"{n}", b"%d" % n), purpose="batch").id for n in range(7)]
@@ -79,6 +83,7 @@ def test_pages_are_complete_in_both_orders_and_by_purpose(server):
     assert wrong.value.param == "after"
 
 
+@BOTH
 def test_a_file_expires(server, later):
     client, parts = server.client(), server.parts
     made = client.files.create(
@@ -105,6 +110,7 @@ def test_a_life_out_of_bounds_is_refused(server, after):
     assert wrong.value.param.startswith("expires_after[")
 
 
+@BOTH
 def test_bytes_go_with_the_last_file_that_has_them(server):
     one, two, blobs = server.client(), server.client(server.other_key), server.parts.blobs
     first = one.files.create(file=("a", b"same"), purpose="batch").id
@@ -289,6 +295,7 @@ def test_who_goes_away_leaves_nothing(server):
     assert server.client().files.list().data == []
 
 
+@BOTH
 def test_storage_is_limited_also_for_racers(server):
     set_limits(server.parts.database, "one", {"storage_bytes": 1000})
 
@@ -331,6 +338,7 @@ def test_a_training_file_is_checked(server, monkeypatch):
     server.client().files.create(file=("a.jsonl", b"wrong"), purpose="batch")  # nobody trains on it
 
 
+@BOTH
 def test_two_projects_never_meet(server):
     """They race on the same names and contents; each sees its own, and the other's ids are no ids."""
     clients = {"one": server.client(), "two": server.client(server.other_key)}
@@ -373,6 +381,7 @@ def _uploaded(client, pieces, **more):
     return upload, [client.uploads.parts.create(upload.id, data=piece).id for piece in pieces]
 
 
+@BOTH
 def test_an_upload_in_parts_is_put_together_in_the_order_given(server):
     client = server.client()
     pieces = [os.urandom(3 << 20), os.urandom(1 << 20), b"end"]
@@ -434,6 +443,7 @@ def test_what_can_be_wrong_with_an_upload(server):
     assert client.files.list().data == []
 
 
+@BOTH
 def test_an_upload_is_completed_once_however_many_try(server):
     client = server.client()
     upload, parts = _uploaded(client, [b"abc" * 1000])
@@ -451,6 +461,7 @@ def test_an_upload_is_completed_once_however_many_try(server):
     assert client.files.content(made[0]).content == b"abc" * 1000
 
 
+@BOTH
 def test_an_upload_expires_and_gives_its_room_back(server, later):
     set_limits(server.parts.database, "one", {"storage_bytes": 1000})
     client = server.client()

@@ -165,6 +165,11 @@ def test_a_taken_port_is_said_before_anything_is_made(tmp_path, capsys):
     assert not (tmp_path / "home").exists()
 
 
+def test_an_answer_does_not_wait_for_the_next_packet(tmp_path):
+    with serve._bound(serve.settings_of(home=tmp_path, port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["--launcher", "slrum"], "`launcher`"), (["--engine", "ftp://x"], "`engine`"), (["--port", "x"], "--port")],

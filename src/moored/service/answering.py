@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DataError as DatabaseDataError
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -66,6 +67,7 @@ def add_handlers(app: FastAPI) -> None:
     handle(OverflowError, lambda _, error: wrong("A number in the request is out of range."))
     handle(DatabaseDataError, lambda _, error: wrong("A value in the request cannot be stored."))
     handle(OperationalError, _of_database)
+    handle(NoConnection, _of_database)
     handle(OSError, _of_system)
 
 

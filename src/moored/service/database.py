@@ -23,6 +23,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 Role = Literal["user", "operator", "admin"]
 """A user works in a project; an operator also approves and overrides; an admin also makes projects and keys."""
 
+THREADS = 40
+"""Threads of a server that ask at a time. Each keeps its connection: opening one costs more than a query."""
+
 Sequence64 = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only a plain INTEGER
 
 
@@ -52,7 +55,7 @@ class Key(Base):
     name: Mapped[str] = mapped_column(String(128), default="")
     role: Mapped[str] = mapped_column(String(16), default="user")
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    shown: Mapped[str] = mapped_column(String(16))
+    shown: Mapped[str] = mapped_column(String(32))
     created_at: Mapped[int] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
 
@@ -202,7 +205,7 @@ class Database:
 
     def __init__(self, url: str):
         waits = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        self.engine = create_engine(url, **waits)
+        self.engine = create_engine(url, pool_size=THREADS, max_overflow=10, **waits)
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _as_a_server)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)

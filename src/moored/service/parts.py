@@ -49,8 +49,8 @@ class Parts:
             return quota.limits_of(session, self.policy().limits, project_id)
 
 
-def parts(request: Request) -> Parts:
-    """The parts of the server that a request reached."""
+async def parts(request: Request) -> Parts:
+    """The parts of the server that a request reached. Async, so that no thread is asked for an attribute."""
     found: Parts = request.app.state.parts
     return found
 
