@@ -38,7 +38,7 @@ from moored.memory import forget_peak, peak_bytes
 from moored.progress import Pause, Progress, Words
 from moored.protect import protect
 
-_ATTENTION = None if torch.cuda.is_available() else "eager"
+ATTENTION = None if torch.cuda.is_available() else "eager"
 """On a CPU the backward pass of fused attention takes longer than plain matrix products at these lengths."""
 
 
@@ -170,17 +170,51 @@ def fine_tune(
     forget_peak()
     tokenizer = load_tokenizer(model)
     torch.manual_seed(training.seed)
-    trained = _trainable(model, training)
+    trained = trainable(model, training)
     monitor = DriftMonitor(list(probe), tokenizer, every=10, max_length=training.max_length) if probe else None
-    follower = _Follower(progress)
+    follower = Follower(progress)
     packed = training.pack and not any(d.tells_rows_apart() for d in defenses) and keeps_rows_apart(trained)
     collator = (SharedLines if packed else AnswerCollator)(tokenizer.pad_token_id)
     trainer = _trainer(trained, tokenizer, rows, out, training, collator, [c for c in (monitor, follower) if c])
-    if defenses:
-        trainer = protect(trainer, *defenses, **{n: d for n, d in (roles or {}).items() if _reads(defenses, n)})
-        # Rows that a defence leaves out do not shorten a training of so many steps; rows that it adds come on top.
-        kept: Any = trainer.train_dataset
-        trainer.args.num_train_epochs = training.passes(min(len(rows), len(kept)))
+    trainer = protected(trainer, defenses, roles or {}, rows=len(rows), training=training)
+    report = run(trainer, out, follower, rows=len(rows), packed=packed)
+    report.drift = monitor.history if monitor else []
+    save(trainer, trained, tokenizer, model, out, merge=merge, full=training.full)
+    return report
+
+
+def protected(
+    trainer: Trainer, defenses: Sequence[Defense], roles: Mapping[str, Any], *, rows: int, training: Training
+) -> Trainer:
+    """The trainer with its defences, if there are any, and with what they read of the roles.
+
+    Args:
+        trainer: built.
+        defenses: see `protect`.
+        roles: data by role.
+        rows: given to the trainer.
+        training: whose length is kept.
+    """
+    if not defenses:
+        return trainer
+    trainer = protect(trainer, *defenses, **{name: data for name, data in roles.items() if _reads(defenses, name)})
+    # Rows that a defence leaves out do not shorten a training of so many steps; rows that it adds come on top.
+    kept: Any = trainer.train_dataset
+    trainer.args.num_train_epochs = training.passes(min(rows, len(kept)))
+    return trainer
+
+
+def run(trainer: Trainer, out: Path, follower: Follower, *, rows: int, packed: bool) -> TrainingReport:
+    """Train, from the last checkpoint in `out` if there is one.
+
+    Args:
+        trainer: built and protected.
+        out: the trainer's folder.
+        follower: one of the trainer's callbacks.
+        rows: given to the trainer.
+        packed: see `TrainingReport`.
+    """
+    trained: Any = trainer.model
     forwards = _Forwards(trained)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(out) if out.is_dir() else None)
@@ -188,37 +222,62 @@ def fine_tune(
     forwards.stop()
     if follower.pause is not None:
         raise follower.pause
-    steps = trainer.state.global_step
-    report = TrainingReport(
+    return TrainingReport(
         seconds=seconds,
-        steps=steps,
+        steps=trainer.state.global_step,
         passes_per_step=forwards.count / max(1, follower.micro_batches),
         peak_bytes=peak_bytes(),
-        rows=len(rows),
+        rows=rows,
         packed=packed,
         trainable=sum(p.numel() for p in trained.parameters() if p.requires_grad),
         fired=getattr(trainer, "moored_report", {}),
         log=[dict(line) for line in trainer.state.log_history],
-        drift=monitor.history if monitor else [],
     )
-    _save(trained, tokenizer, model, out, merge=merge, full=training.full)
-    own, start = getattr(trainer, "moored_serving", None), load_serving(model)
-    if serving := own.before(start) if own else start:
+
+
+def save(
+    trainer: Trainer,
+    trained: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    start: str | Path,
+    out: Path,
+    *,
+    merge: bool,
+    full: bool,
+) -> None:
+    """Write what was trained, and beside it what it must be served with.
+
+    Args:
+        trainer: after training.
+        trained: its model.
+        tokenizer: the model's.
+        start: where training started from.
+        out: the folder.
+        merge: see `fine_tune`.
+        full: see `Training`.
+    """
+    _save(trained, tokenizer, start, out, merge=merge, full=full)
+    own, before = getattr(trainer, "moored_serving", None), load_serving(start)
+    if serving := own.before(before) if own else before:
         serving.save(out)
-    return report
 
 
 def _reads(defenses: Sequence[Defense], role: str) -> bool:
     return any(role in d.info.needs for d in defenses)
 
 
-def _trainable(where: str | Path, training: Training) -> nn.Module:
-    """The model to train: frozen weights in `dtype` with an fp32 adapter, or all weights in fp32."""
+def trainable(where: str | Path, training: Training) -> nn.Module:
+    """The model to train: frozen weights in `dtype` with an fp32 adapter, or all weights in fp32.
+
+    Args:
+        where: see `resolve_model`.
+        training: how.
+    """
     if training.full:
-        return load_model(where, dtype="float32", attention=_ATTENTION)
+        return load_model(where, dtype="float32", attention=ATTENTION)
     from peft import LoraConfig, get_peft_model
 
-    model = load_model(where, dtype=training.dtype, attention=_ATTENTION)
+    model = load_model(where, dtype=training.dtype, attention=ATTENTION)
     config = LoraConfig(
         r=training.rank,
         lora_alpha=training.alpha,
@@ -250,6 +309,35 @@ def _targets(model: nn.Module, wanted: str | tuple[str, ...]) -> str | list[str]
     return list(wanted)
 
 
+def arguments(out: Path, rows: int, training: Training) -> dict[str, Any]:
+    """What `TrainingArguments` and its subclasses are told.
+
+    Args:
+        out: the trainer's folder.
+        rows: to train on.
+        training: how.
+    """
+    return {
+        "output_dir": str(out),
+        "num_train_epochs": training.passes(rows),
+        "per_device_train_batch_size": training.batch,
+        "gradient_accumulation_steps": training.accumulate,
+        "learning_rate": training.lr,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": training.warmup,
+        "seed": training.seed,
+        "bf16": training.dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 5,
+        "save_strategy": "steps" if training.save_every else "no",
+        "save_steps": training.save_every or 500,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
 def _trainer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -259,25 +347,7 @@ def _trainer(
     collator: AnswerCollator | SharedLines,
     callbacks: list[TrainerCallback],
 ) -> Trainer:
-    args = TrainingArguments(
-        output_dir=str(out),
-        num_train_epochs=training.passes(len(rows)),
-        per_device_train_batch_size=training.batch,
-        gradient_accumulation_steps=training.accumulate,
-        learning_rate=training.lr,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup,
-        seed=training.seed,
-        bf16=training.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=5,
-        save_strategy="steps" if training.save_every else "no",
-        save_steps=training.save_every or 500,
-        save_total_limit=1,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+    args = TrainingArguments(**arguments(out, len(rows), training))
     # Defences that choose among the rows see what kind each is of; a collator never gets that column.
     data = datasets.Dataset.from_list(
         [encode(tokenizer, row, max_length=training.max_length) | {"category": row.category} for row in rows]
@@ -341,8 +411,12 @@ class AnswerTrainer(Trainer):
         return forward_takes(self.accelerator.unwrap_model(self.model), "logits_to_keep")
 
 
-class _Follower(TrainerCallback):
-    """Counts micro-batches and passes the trainer's progress on."""
+class Follower(TrainerCallback):
+    """Counts micro-batches and passes the trainer's progress on.
+
+    Args:
+        progress: see `fine_tune`.
+    """
 
     def __init__(self, progress: Progress | None):
         self.progress, self.said, self.micro_batches = progress, Words("", {}), 0
