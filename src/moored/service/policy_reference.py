@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every key of a policy, read from the models that check it.
 
-For `moored serve --explain-policy` and `docs/service_policy.md`. The text is markdown that reads well in a terminal too.
+For `moored serve --explain-policy` and `docs/service_policy.md`: markdown that reads well in a terminal too.
 """
 
 from __future__ import annotations
@@ -112,8 +112,7 @@ def _kind(prop: Mapping[str, Any]) -> str:
     if "enum" in prop:
         return " | ".join(f"`{value}`" for value in prop["enum"])
     if prop.get("type") == "array":
-        items = prop.get("items") or next(iter(prop.get("prefixItems", [])), {})
-        return f"list of {_kind(items)}" if items else "list"
+        return f"list of {_kind(prop['items'])}"
     inner = prop.get("additionalProperties")
     if prop.get("type") == "object" and isinstance(inner, Mapping):
         return f"table of {_kind(inner)}, by name"
