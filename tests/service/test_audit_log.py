@@ -87,6 +87,19 @@ def test_any_cut_is_found(written, tmp_path, data):
             append(home, "server", "job.create", "ftjob-x")
 
 
+@pytest.mark.parametrize("name", [audit_log.LOG, audit_log.HEAD])
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"00fc", b"00FC"), (b'"seq"', b' "seq"'), (b'"seq"', b'"s\\u0065q"'), (b"}\n", b"} \n")]
+)
+def test_another_spelling_of_the_same_is_found(home, name, old, new):
+    """It would read the same, and hash and signature would hold."""
+    append(home, "server", "job.create", "ftjob-1", {"reason": "ü"})
+    raw = (home / name).read_bytes()
+    assert old in raw
+    (home / name).write_bytes(raw.replace(old, new))
+    assert not verify(home).ok
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "line"),
     [
