@@ -197,7 +197,7 @@ def measured() -> str:
 
 
 def service_policy() -> str:
-    """Every key of a server's policy, as `moored serve --explain-policy` prints it."""
+    """Every key of a server's policy."""
     title, rest = policy_reference.reference().split("\n", 1)
     return (
         f"{title}\n\nGenerated from the models of `moored.service.policy` by `docs/generate.py`; do not edit.\n{rest}"

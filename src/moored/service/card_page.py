@@ -127,8 +127,9 @@ def _chains(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _rows(data: Mapping[str, Any]) -> list[list[str]]:
     """What the screen found, category by category."""
-    names = sorted({*data["flagged"], *data["dropped"]})
-    return [[name, str(data["flagged"].get(name, 0)), str(data["dropped"].get(name, 0))] for name in names]
+    kinds = ("noted", "flagged", "dropped")
+    names = sorted({name for kind in kinds for name in data[kind]})
+    return [[name, *(str(data[kind].get(name, 0)) for kind in kinds)] for name in names]
 
 
 def _fired(method: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every key of a policy, read from the models that check it.
 
-For `moored serve --explain-policy` and `docs/service_policy.md`: markdown that reads well in a terminal too.
+For `docs/service_policy.md`: markdown that reads well in a terminal too.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ is added to the card, which is then signed again; nothing is ever taken out of i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,16 +41,48 @@ class Upload:
         sha256: of its bytes.
         rows: in it.
         used: trained on.
-        flagged: rows by category that the screen found and that were trained on.
+        noted: rows by category that the screen found and only reports.
+        flagged: rows by category that it flagged; they were trained on.
         dropped: rows by category that were not.
+        detectors: what looked, with versions.
     """
 
     file_id: str
     sha256: str
     rows: int = 0
     used: int = 0
+    noted: Mapping[str, int] = field(default_factory=dict)
     flagged: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    detectors: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def screened(cls, file_id: str, sha256: str, found: Mapping[str, Any]) -> Upload:
+        """Of what the screen found.
+
+        Args:
+            file_id: of the file.
+            sha256: of its bytes.
+            found: `Screening.record()`, whole: `screening.json` in the job's folder.
+        """
+        by_action: dict[str, dict[str, set[int]]] = {}
+        for one in found.get("findings", []):
+            by_action.setdefault(one["action"], {}).setdefault(one["category"], set()).add(one["row"])
+        counts = {
+            action: {category: len(rows) for category, rows in sorted(by.items())} for action, by in by_action.items()
+        }
+        # What blocks a job keeps its rows from training as well.
+        dropped = Counter(counts.get("block", {})) + Counter(counts.get("drop", {}))
+        return cls(
+            file_id=file_id,
+            sha256=sha256,
+            rows=int(found.get("rows", 0)),
+            used=int(found.get("kept", 0)),
+            noted=counts.get("report", {}),
+            flagged=counts.get("flag", {}),
+            dropped=dict(sorted(dropped.items())),
+            detectors=dict(found.get("detectors", {})),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
