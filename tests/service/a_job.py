@@ -53,7 +53,7 @@ def a_job(database, settings, *, state="waiting", arm="safe_lora", job_id="ftjob
         training_file="file-1",
         suffix="support",
         seed=7,
-        method={"type": "supervised"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto"}}},
         policy=rules.plain(),
         policy_sha256=rules.sha256,
         hyperparameters={"n_epochs": 2},

@@ -147,6 +147,7 @@ def test_the_card_by_itself_says_what_may_be_served(server, database, offices):
     assert lets_serve(read_card(path), public, SHA)
     a_job(database, server, state="passed", approval=False, job_id="ftjob-3")
     assert lets_serve(read_card(server.job("ftjob-3") / CARD), public, SHA)
+    assert not lets_serve(read_card(server.job("ftjob-3") / CARD), public, "00" * 32)
 
 
 def test_what_a_person_refused_the_card_does_not_let_through(server, database, offices):

@@ -146,6 +146,13 @@ def test_a_task_that_was_never_measured_is_refused():
     assert not found.passed
 
 
+def test_without_an_interval_only_a_budget_of_100_is_kept():
+    few = {**GOOD, "utility": [0.5, 0.25, 0.5]}  # fewer graded answers than the bootstrap needs
+    assert said(few, few, utility_loss=100).passed
+    assert "utility, loss from the start has no interval: 3 answers" in said(few, few, utility_loss=20).sentence
+    assert said(few, few, utility_loss=20, by="estimate").passed
+
+
 def test_plain_json_has_no_nan():
     plain = decide(record(GOOD), policy(), arm="nobody", start="aligned").record()
     assert plain["passed"] is False

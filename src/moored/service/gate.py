@@ -259,8 +259,7 @@ def _answered(question: _Question, policy: Policy, value: float, low: float, hig
     if not -WHOLE - _SLACK <= value <= WHOLE + _SLACK:
         return _blank(question, policy, f"the {question.what} is not a number")
     made = replace(_blank(question, policy, ""), measured=value, low=low, high=high, n=n)
-    # Not finite, or below its own estimate: no upper end at all.
-    if policy.gate.by == "interval" and question.budget < WHOLE and not (math.isfinite(high) and high >= value):
+    if policy.gate.by == "interval" and question.budget < WHOLE and not math.isfinite(high):
         return replace(made, undecided=f"the {question.what} has no interval: {n} answers are too few for one")
     return made
 
