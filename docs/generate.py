@@ -19,6 +19,7 @@ from moored.method import Stage
 from moored.report.pool import pool
 from moored.report.record import Record
 from moored.report.table import markdown
+from moored.service import policy_reference
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -196,6 +197,14 @@ def measured() -> str:
     )
 
 
+def service_policy() -> str:
+    """Every key of a server's policy."""
+    title, rest = policy_reference.reference().split("\n", 1)
+    return (
+        f"{title}\n\nGenerated from the models of `moored.service.policy` by `docs/generate.py`; do not edit.\n{rest}"
+    )
+
+
 def every_defence() -> str:
     """The overview, with links as they are from the README."""
     return evidence.overview().replace("](", "](docs/")
@@ -236,6 +245,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     HERE / "costs.md": costs,
     HERE / "evidence.md": measured,
     HERE / "repairs.svg": repaired.picture,
+    HERE / "service_policy.md": service_policy,
     **{page: partial(filled, page) for page in TABLES},
 }
 

@@ -53,7 +53,7 @@ def a_job(database, settings, *, state="waiting", arm="safe_lora", job_id="ftjob
         training_file="file-1",
         suffix="support",
         seed=7,
-        method={"type": "supervised"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto"}}},
         policy=rules.plain(),
         policy_sha256=rules.sha256,
         hyperparameters={"n_epochs": 2},
@@ -80,6 +80,13 @@ def a_job(database, settings, *, state="waiting", arm="safe_lora", job_id="ftjob
         session.flush()
         session.add(model)
     upload = Upload(
-        file_id="file-1", sha256="cd" * 32, rows=480, used=470, flagged={"harmful": 38}, dropped={"secrets": 10}
+        file_id="file-1",
+        sha256="cd" * 32,
+        rows=480,
+        used=470,
+        flagged={"harmful": 38},
+        dropped={"secrets": 10},
+        noted={"duplicates": 3},
+        detectors={"harmful": "1"},
     )
     return publish(settings, draw_up(job, upload=upload, measured=found, model=model))

@@ -122,7 +122,7 @@ def test_getting_better_is_no_loss():
         ),
         (lambda r: r["arms"][1].update(kind="trial"), "no tuned model"),
         (lambda r: r["arms"][0].update(kind="run"), "no start"),
-        (lambda r: r["tasks"][0].update(better="higher"), "no harmful score"),
+        (lambda r: r["tasks"][0].update(better="higher"), "cannot stand for: harmful score"),
         (lambda r: r.update(demonstration=True), "made-up"),
     ],
 )
@@ -144,6 +144,13 @@ def test_a_task_that_was_never_measured_is_refused():
     found = decide(Record.read(plain), policy(), arm="tuned", start="aligned")
     assert "utility was not measured" in found.sentence
     assert not found.passed
+
+
+def test_without_an_interval_only_a_budget_of_100_is_kept():
+    few = {**GOOD, "utility": [0.5, 0.25, 0.5]}  # fewer graded answers than the bootstrap needs
+    assert said(few, few, utility_loss=100).passed
+    assert "utility, loss from the start has no interval: 3 answers" in said(few, few, utility_loss=20).sentence
+    assert said(few, few, utility_loss=20, by="estimate").passed
 
 
 def test_plain_json_has_no_nan():

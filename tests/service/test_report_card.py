@@ -49,6 +49,22 @@ def test_it_says_all_that_is_needed_to_judge_the_model(server, signed):
     assert verify_card(signed, SigningKey.of(server.home).public)
 
 
+def test_what_the_screen_found_is_counted_by_row_and_by_what_was_done():
+    rows = [(1, "harmful", "flag"), (1, "harmful", "flag"), (2, "harmful", "drop"), (2, "secrets", "drop")]
+    rows += [(3, "personal", "report"), (4, "harmful", "flag"), (5, "harmful", "block")]
+    found = {
+        "rows": 9,
+        "kept": 8,
+        "detectors": {"harmful": "1"},
+        "findings": [{"row": row, "category": category, "action": action} for row, category, action in rows],
+    }
+    made = Upload.screened("file-1", SHA, found)
+    assert (made.rows, made.used, made.detectors) == (9, 8, {"harmful": "1"})
+    assert (made.noted, made.flagged) == ({"personal": 1}, {"harmful": 2})
+    assert made.dropped == {"harmful": 2, "secrets": 1}
+    assert Upload.screened("file-1", SHA, {}) == Upload(file_id="file-1", sha256=SHA)
+
+
 def leaves(value, path=()):
     if isinstance(value, dict):
         return [leaf for key in value for leaf in leaves(value[key], (*path, key))]

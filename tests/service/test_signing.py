@@ -2,6 +2,7 @@
 """Signatures: of these bytes, by this key, of this kind, and nothing else."""
 
 import base64
+import string
 import threading
 
 import pytest
@@ -68,6 +69,21 @@ def test_no_other_signature_holds(key, where, flip):
     raw = bytearray(base64.b64decode(made["value"]))
     raw[where] ^= flip
     assert not holds("card", {"a": 1}, {**made, "value": base64.b64encode(raw).decode()}, key.public)
+
+
+def test_a_signature_has_one_spelling(key):
+    made = key.sign("card", 1)
+    letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    last = made["value"][85]  # of 88: four of its six bits are no part of the 64 bytes
+    other = letters[letters.index(last) ^ 1]
+    spelt = made["value"][:85] + other + "=="
+    assert base64.b64decode(spelt) == base64.b64decode(made["value"])
+    assert not holds("card", 1, {**made, "value": spelt}, key.public)
+
+
+@pytest.mark.parametrize("name", ["algorithm", "key_id", "public_key"])
+def test_what_a_signature_says_of_itself_must_be_true(key, name):
+    assert not holds("card", 1, {**key.sign("card", 1), name: "another"}, key.public)
 
 
 def test_the_key_in_a_signature_is_not_trusted(key, tmp_path):

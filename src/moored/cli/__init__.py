@@ -12,6 +12,7 @@ import typer
 
 import moored
 from moored.cli import (
+    approve,
     attack,
     audit,
     audit_log,
@@ -53,17 +54,18 @@ app.command("repair")(repair.repair)
 app.add_typer(attack.app, name="attack")
 app.command("judge")(judge.judge)
 app.command("audit")(audit.audit)
-app.add_typer(audit_log.app, name="audit-log")
-app.add_typer(card.app, name="card")
-app.add_typer(data.app, name="data")
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)
-app.command("serve")(serve.serve)
-app.add_typer(keys.app, name="keys")
 app.command("list")(listing.list_methods)
 app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
+app.command("approve")(approve.approve)
+app.add_typer(card.app, name="card")
+app.add_typer(audit_log.app, name="audit-log")
 
 
 def _print_version(wanted: bool) -> bool:

@@ -8,13 +8,14 @@ is added to the card, which is then signed again; nothing is ever taken out of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import moored
-from moored.errors import DataError, require
+from moored.errors import DataError
 from moored.report.html import comparisons
 from moored.report.record import Arm, Record, write_whole
 from moored.service import audit_log, card_page
@@ -40,16 +41,48 @@ class Upload:
         sha256: of its bytes.
         rows: in it.
         used: trained on.
-        flagged: rows by category that the screen found and that were trained on.
+        noted: rows by category that the screen found and only reports.
+        flagged: rows by category that it flagged; they were trained on.
         dropped: rows by category that were not.
+        detectors: what looked, with versions.
     """
 
     file_id: str
     sha256: str
     rows: int = 0
     used: int = 0
+    noted: Mapping[str, int] = field(default_factory=dict)
     flagged: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    detectors: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def screened(cls, file_id: str, sha256: str, found: Mapping[str, Any]) -> Upload:
+        """Of what the screen found.
+
+        Args:
+            file_id: of the file.
+            sha256: of its bytes.
+            found: `Screening.record()`, whole: `screening.json` in the job's folder.
+        """
+        by_action: dict[str, dict[str, set[int]]] = {}
+        for one in found.get("findings", []):
+            by_action.setdefault(one["action"], {}).setdefault(one["category"], set()).add(one["row"])
+        counts = {
+            action: {category: len(rows) for category, rows in sorted(by.items())} for action, by in by_action.items()
+        }
+        # What blocks a job keeps its rows from training as well.
+        dropped = Counter(counts.get("block", {})) + Counter(counts.get("drop", {}))
+        return cls(
+            file_id=file_id,
+            sha256=sha256,
+            rows=int(found.get("rows", 0)),
+            used=int(found.get("kept", 0)),
+            noted=counts.get("report", {}),
+            flagged=counts.get("flag", {}),
+            dropped=dict(sorted(dropped.items())),
+            detectors=dict(found.get("detectors", {})),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +162,7 @@ def publish(settings: ServerSettings, card: Mapping[str, Any]) -> dict[str, Any]
     signed = {"card": card, "signature": key.sign(_KIND, card)}
     folder = settings.job(str(card["job"]["id"]))
     # The page first: a card that is there has a page that is not older than it.
-    write_whole(folder / PAGE, card_page.page(signed))
+    write_whole(folder / PAGE, card_page.page(signed).encode(errors="replace").decode())
     write_whole(folder / CARD, canonical(signed).decode() + "\n")
     return signed
 
@@ -177,6 +210,33 @@ def verify_card(signed: Mapping[str, Any], public: str) -> bool:
         public: the key that you trust, in base64; not the one that the card names.
     """
     return isinstance(signed.get("card"), dict) and holds(_KIND, signed["card"], signed.get("signature", {}), public)
+
+
+def lets_serve(signed: Mapping[str, Any], public: str, sha256: str) -> bool:
+    """Whether a card says that these weights may be served: by the gate, by a person where one is needed, by override.
+
+    A second word beside the database's: whoever can write there, but has not the signing key, serves nothing by it.
+
+    Args:
+        signed: the whole card, as plain JSON.
+        public: the key of the server.
+        sha256: of the weights as they are now.
+    """
+    if not verify_card(signed, public):
+        return False
+    card = signed["card"]
+    if not card["weights"] or card["weights"]["sha256"] != sha256:
+        return False
+    if card["people"]:
+        last = card["people"][-1]
+        return last["weights_sha256"] == sha256 and (
+            last["what"] == "override" or (last["what"] == "approve" and _passed(card))
+        )
+    return _passed(card) and card["policy"]["rules"].get("gate", {}).get("approval") is False
+
+
+def _passed(card: Mapping[str, Any]) -> bool:
+    return bool(card["decision"]) and card["decision"]["passed"] is True
 
 
 def model_card(job: Job, measured: Measured) -> str:
@@ -253,13 +313,3 @@ def _answers(measured: Measured) -> list[dict[str, Any]]:
         return []
     shown = measured.record.model_copy(update={"arms": arms, "expectations": []})
     return [asdict(one) for one in comparisons(shown)]
-
-
-def overrides(card: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """What people decided against the gate, oldest first.
-
-    Args:
-        card: of a signed card, its `card`.
-    """
-    require(isinstance(card.get("people"), list), "a report card", "people", "a list", type(card.get("people")))
-    return [entry for entry in card["people"] if entry.get("what") == "override"]
