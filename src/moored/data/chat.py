@@ -60,10 +60,11 @@ def render(
         return _plain(tokenizer, messages, generation)
     folded = _without_system(messages)
     text = None
+    turns: Any = [{key: value for key, value in message.items() if key in _SHOWN} for message in messages]
     try:
         text = str(
             tokenizer.apply_chat_template(
-                [{key: value for key, value in message.items() if key in _SHOWN} for message in messages],
+                turns,
                 tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
                 add_generation_prompt=generation,

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from moored.data.chat import render
-from moored.data.schema import Message
 from moored.service.problems import wrong
-from moored.service.question import Question
+from moored.service.question import Question, turns
 from moored.serving import Serving
 
 
@@ -29,10 +28,8 @@ def prompt_of(tokenizer: Any, question: Question, serving: Serving | None, vocab
         DataError: the chat template refuses these turns.
     """
     if question.messages:
-        messages = [_turn(message) for message in question.messages]
-        _refuse_markup(tokenizer, [message["content"] for message in messages], "messages")
-        served = serving.apply(messages) if serving else messages
-        return _ids(tokenizer, render(tokenizer, served, tools=question.tools))
+        _refuse_markup(tokenizer, [message["content"] for message in question.messages], "messages")
+        return _ids(tokenizer, render(tokenizer, turns(question, serving), tools=question.tools))
     before = render(tokenizer, serving.apply([]), generation=False) if serving else ""
     if isinstance(question.prompt, str):
         own = tokenizer(question.prompt)["input_ids"] if not before else None
@@ -73,13 +70,6 @@ def fitted(question: Question, prompt: int, positions: int | None) -> int:
     if question.max_tokens is not None:
         return question.max_tokens
     return min(question.most_tokens, question.most_tokens if positions is None else positions - prompt)
-
-
-def _turn(message: Mapping[str, Any]) -> Message:
-    turn = dict(message)
-    if turn["role"] == "developer":  # the newer name of the same turn, which no template knows
-        turn["role"] = "system"
-    return turn  # type: ignore[return-value]
 
 
 def _refuse_markup(tokenizer: Any, texts: Sequence[str], param: str) -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
+from moored.data.schema import Message
 from moored.service.registry import Served
+from moored.serving import Serving
 
 Finish = Literal["stop", "length"]
 
@@ -35,9 +37,9 @@ class Question:
         chances: how many likeliest tokens to name beside each token taken; None: no log-probabilities at all.
     """
 
-    messages: tuple[Mapping[str, Any], ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
     prompt: str | tuple[int, ...] = ""
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
     n: int = 1
     max_tokens: int | None = None
     most_tokens: int = 1024
@@ -46,6 +48,22 @@ class Question:
     seed: int = 0
     stop: tuple[str, ...] = ()
     chances: int | None = None
+
+
+def turns(question: Question, serving: Serving | None) -> list[Message]:
+    """The chat of a question as the model must read it, with what it must be served with in front, once.
+
+    Args:
+        question: with messages.
+        serving: what every request must carry.
+    """
+    plain = cast(list[Message], [_known(message) for message in question.messages])
+    return serving.apply(plain) if serving else plain
+
+
+def _known(message: dict[str, Any]) -> dict[str, Any]:
+    """With a role that templates know: "developer" is a newer name of "system"."""
+    return message | {"role": "system"} if message["role"] == "developer" else message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +108,7 @@ class Answering:
         cancelled: called once when nobody waits for the rest any more.
     """
 
-    def __init__(self, answers: int, cancelled: Callable[[], None] = lambda: None):
+    def __init__(self, answers: int, cancelled: Callable[[], object] = lambda: None):
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         self._begun: asyncio.Future[None] = self._loop.create_future()

@@ -8,25 +8,22 @@ that is not what it was when the gate passed it.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from sqlalchemy import Select, select
 
 from moored.digest import identity_of
-from moored.errors import CheckpointError, MooredError
-from moored.service.clock import now
-from moored.service.database import Database, Job, Model, Project
+from moored.errors import MooredError
+from moored.service.database import Database, Model
 from moored.service.fingerprints import Fingerprints, digest
 from moored.service.identity import Caller
 from moored.service.policy import Policy
 from moored.service.problems import ApiProblem, missing_model
-from moored.service.publishing import put_in_place
+from moored.service.publishing import Decided, publish, start_path
 from moored.service.settings import ServerSettings
 from moored.service.starts import Starts
 from moored.serving import Serving
@@ -34,14 +31,6 @@ from moored.serving import Serving
 __all__ = ["Decided", "Listed", "Refusal", "Registry", "Served", "digest", "publish"]
 
 log = logging.getLogger("moored.service")
-
-
-class Decided(Protocol):
-    """What `publish` reads of the gate's decision."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the model may be served."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,96 +296,7 @@ class Registry:
         return start_path(self._settings, model.start)
 
 
-def publish(
-    database: Database,
-    settings: ServerSettings,
-    job: Job,
-    source: Path,
-    start: str,
-    decision: Decided,
-    *,
-    texts: Mapping[str, str] | None = None,
-) -> Model:
-    """Keep what a job has made under the name that it gets, bound to its bytes. Twice is once.
-
-    Args:
-        database: where the model is promised.
-        settings: where it is kept.
-        job: what made it.
-        source: the folder of the adapter, or of whole weights.
-        start: the folder or hub id of the weights under it.
-        decision: of the gate; a model that passed waits if the job's policy wants a person to approve it.
-        texts: further files for people and programs to put beside the weights (README.md, moored.json), by name.
-
-    Returns:
-        The row: "passed", "waiting" or "refused".
-
-    Raises:
-        CheckpointError: `source` holds something else than safetensors, JSON and text, or what the job has published
-            before is not what it was.
-        OSError: the disk is full, or a file cannot be read.
-    """
-    known = _published(database, settings, job)
-    if known is not None:
-        return known
-    folder = put_in_place(source, settings.model(job.id), texts or {})
-    kept = _relative(settings, start)
-    found = digest(folder, start_path(settings, kept))
-    approval = bool(job.policy.get("gate", {}).get("approval", True))
-    state = "refused" if decision.passed is not True else "waiting" if approval else "passed"
-    with database.writing() as session:
-        project = session.get(Project, job.project_id)
-        model = Model(
-            id=_name(job, project.name if project else ""),
-            project_id=job.project_id,
-            job_id=job.id,
-            base=job.model,
-            start=kept,
-            folder=folder.relative_to(settings.home).as_posix(),
-            sha256=found,
-            state=state,
-            created_at=now(),
-        )
-        session.add(model)
-    return model
-
-
-def _published(database: Database, settings: ServerSettings, job: Job) -> Model | None:
-    """What the job has published before, if it has."""
-    with database.reading() as session:
-        known = session.scalar(select(Model).where(Model.job_id == job.id))
-    if known is None or known.state == "deleted":
-        return known
-    if digest(settings.home / known.folder, start_path(settings, known.start)) != known.sha256:
-        raise CheckpointError(f"job {job.id} has published {known.id}, and its files are not what they were")
-    return known
-
-
-def start_path(settings: ServerSettings, start: str) -> str:
-    """`Model.start` as a folder on this machine, or a hub id.
-
-    Args:
-        settings: where the home is.
-        start: as it is in the database.
-    """
-    here = settings.home / start
-    return str(here) if here.is_dir() or start.startswith("store/") else start
-
-
-def _relative(settings: ServerSettings, start: str) -> str:
-    folder, home = Path(start).resolve(), settings.home.resolve()
-    if not folder.is_dir():
-        return start  # a hub id
-    return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else str(folder)
-
-
-def _name(job: Job, project: str) -> str:
-    """For example "ft:smollm2:my-project:support:Ab12..."."""
-    words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-") for word in (project, job.suffix or "")]
-    return ":".join(("ft", job.model, *words, job.id.rpartition("-")[2]))
-
-
-def _mine(name: str, caller: Caller) -> Select[tuple[Model]]:
+def _mine(name: str, caller: Caller) -> Select[Model]:
     """The model of this name that passed, in the caller's project."""
     return select(Model).where(Model.id == name, Model.project_id == caller.project_id, Model.state == "passed")
 

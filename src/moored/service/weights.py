@@ -39,7 +39,8 @@ class Base:
         self.tokenizer: Any = load_tokenizer(served.start)
         self.ends = end_tokens(self.model, self.tokenizer)
         self.positions = positions_of(self.model)
-        self.vocabulary = int(self.model.get_input_embeddings().num_embeddings)
+        embeddings: Any = self.model.get_input_embeddings()
+        self.vocabulary = int(embeddings.num_embeddings)
         self._peft: Any = None
         self._adapters: OrderedDict[str, int] = OrderedDict()
         self._active: str | None = None
