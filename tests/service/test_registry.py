@@ -4,7 +4,7 @@
 import os
 import shutil
 import stat
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,12 +12,13 @@ from moored.errors import CheckpointError
 from moored.service.database import Model
 from moored.service.fingerprints import Fingerprints, digest
 from moored.service.problems import ApiProblem
+from moored.service.registry import publish
 from moored.service.starts import SEED, start_of, start_recipe
 from moored.serving import Serving
 from moored.study.recipe import Recipe
 from moored.study.stages import AlignStage
 from moored.study.store import Store
-from service.tuned import Home, policy, write_adapter
+from service.tuned import Home, job_of, policy, write_adapter
 
 UNKNOWN = "does not exist or you do not have access to it"
 
@@ -75,25 +76,12 @@ def test_what_has_not_passed_is_as_if_it_never_was(home, options, state):
     assert_unknown(home, model.id)
 
 
-def test_a_job_without_a_word_on_approval_waits_for_a_person(home, monkeypatch):
-    job = home.tuned(1)
-    assert job.state == "passed"
-    from moored.service import publishing
-
-    monkeypatch.setattr(publishing, "_published", lambda *_: None)
+def test_a_job_without_a_word_on_approval_waits_for_a_person(home):
+    job = job_of(1)
     with home.database.writing() as session:
-        session.delete(session.get(Model, job.id))
-    from types import SimpleNamespace
-
-    bare = SimpleNamespace(id="ftjob-1", project_id="one", model="small", suffix=None, policy={})
-    made = publishing.publish(
-        home.database,
-        home.settings,
-        bare,
-        home.folder / "adapter-1",
-        str(home.start),
-        SimpleNamespace(passed=True),
-    )
+        session.add(job)
+    source = write_adapter(home.folder / "made", home.start)
+    made = publish(home.database, home.settings, job, source, str(home.start), SimpleNamespace(passed=True))
     assert made.state == "waiting"
 
 
@@ -190,14 +178,8 @@ def test_a_file_is_read_again_only_if_it_may_have_changed(tmp_path, monkeypatch)
 
 def test_publishing_twice_is_once_and_what_was_published_is_not_replaced(home):
     first = home.tuned()
-    from types import SimpleNamespace
-
-    from moored.service.registry import publish
-
     other = write_adapter(home.folder / "other", home.start, seed=9)
-    job = SimpleNamespace(
-        id="ftjob-1", project_id="one", model="small", suffix=None, policy={"gate": {"approval": False}}
-    )
+    job = job_of(1, approval=False)
     again = publish(home.database, home.settings, job, other, str(home.start), SimpleNamespace(passed=False))
     assert (again.id, again.sha256, again.state) == (first.id, first.sha256, "passed")
     home.registry.open(first.id, home.caller())
@@ -238,10 +220,9 @@ def test_folders_links_and_nothing_at_all_are_not_published(home):
     empty.mkdir()
     with pytest.raises(CheckpointError, match="no safetensors"):
         home.tuned(3, source=empty)
+    source = write_adapter(home.folder / "outside", home.start)
     with pytest.raises(CheckpointError, match="cannot be served"):
-        home.tuned(4, source=home.folder / "adapter-0", texts={"../x.json": ""}) if (
-            write_adapter(home.folder / "adapter-0", home.start)
-        ) else None
+        home.tuned(4, source=source, texts={"../x.json": ""})
 
 
 def test_a_start_in_the_home_is_kept_as_a_relative_path(home, tmp_path):
@@ -320,4 +301,3 @@ def test_whole_weights_are_published_too(home):
     assert served.adapter is None
     assert served.weights == str(home.settings.model("ftjob-1"))
     assert served.base_sha256 == served.sha256
-    assert replace(served) == served

@@ -55,6 +55,21 @@ def write_adapter(folder, start, seed=0, scale=1.0):
     return folder
 
 
+def job_of(number, *, project="one", suffix=None, **gate):
+    return Job(
+        id=f"ftjob-{number}",
+        project_id=project,
+        created_at=1,
+        model="small",
+        training_file="file-1",
+        seed=0,
+        method={},
+        policy={"gate": gate},
+        policy_sha256="",
+        suffix=suffix,
+    )
+
+
 class Home:
     """Everything of a server that serves, without HTTP."""
 
@@ -90,18 +105,7 @@ class Home:
 
     def tuned(self, number=1, *, project="one", passed=True, approval=False, source=None, start=None, **options):
         """Publish a model of a new job."""
-        job = Job(
-            id=f"ftjob-{number}",
-            project_id=project,
-            created_at=1,
-            model="small",
-            training_file="file-1",
-            seed=0,
-            method={},
-            policy={"gate": {"approval": approval}},
-            policy_sha256="",
-            suffix=options.pop("suffix", None),
-        )
+        job = job_of(number, project=project, approval=approval, suffix=options.pop("suffix", None))
         with self.database.writing() as session:
             session.add(job)
         source = source or write_adapter(self.folder / f"adapter-{number}", self.start, seed=number)

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sqlalchemy import select
 
@@ -23,6 +23,7 @@ KEPT = (".safetensors", ".json", ".txt", ".jinja", ".md")
 """What may stand in the folder of a served model: data, and nothing that a loader would run."""
 
 
+@runtime_checkable
 class Decided(Protocol):
     """What `publish` reads of the gate's decision."""
 
@@ -133,9 +134,9 @@ def put_in_place(source: Path, folder: Path, texts: Mapping[str, str]) -> Path:
         OSError: the disk is full, or a file cannot be read.
     """
     files = [path for path in sorted(source.iterdir()) if path.name not in texts]
-    for path in (*files, *(Path(name) for name in texts)):
-        if path.suffix not in KEPT or path.name != str(path.relative_to(path.parent)):
-            raise CheckpointError(f"{path.name} cannot be served: only {', '.join(KEPT)} files are")
+    for name in (*(path.name for path in files), *texts):
+        if Path(name).suffix not in KEPT or Path(name).name != name:
+            raise CheckpointError(f"{name} cannot be served: only {', '.join(KEPT)} files are")
     for path in files:
         if path.is_symlink() or not path.is_file():
             raise CheckpointError(f"{path.name} cannot be served: it is no plain file")

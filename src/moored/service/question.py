@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from moored.data.schema import Message
 from moored.service.registry import Served
@@ -195,6 +195,7 @@ class Answering:
             self._left = 0
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What answers."""
 

@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.requests import Request
 
@@ -22,6 +22,7 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _LOOK_S = 0.5
 
 
+@runtime_checkable
 class Shape(Protocol):
     """How one kind of answer is written down."""
 

@@ -93,9 +93,16 @@ class Base:
         Args:
             name: of `adapters`.
         """
-        if self._adapters.pop(name, None) is not None:
+        if self._adapters.pop(name, None) is None:
+            return
+        self._active = ""
+        if self._adapters:
+            self._peft.set_adapter(
+                self.adapters[-1], inference_mode=True
+            )  # PEFT keeps the name of a deleted active one
             self._peft.delete_adapter(name)
-            self._active = ""
+        else:
+            self.model, self._peft = self._peft.unload(), None
 
     def speak_as(self, adapter: str | None) -> Any:
         """The model with one adapter, or with none.
