@@ -252,11 +252,11 @@ class LocalEngine:
     def _end(self, rows: Iterable[_Row], error: Exception) -> None:
         """Some rows do not go on."""
         gone = set(rows)
-        for asked in dict.fromkeys(row.asked for row in gone):
-            asked.answering.fail(error)
         self._rows = deque(row for row in self._rows if row not in gone)
         for _, spoken in self._spoken:
             spoken.drop([row for row in spoken.live if row in gone])
+        for asked in dict.fromkeys(row.asked for row in gone):
+            asked.answering.fail(error)
 
     def _fail_all(self, error: Exception) -> None:
         problem = error if isinstance(error, ApiProblem) else _failed()

@@ -43,8 +43,8 @@ class Question:
     n: int = 1
     max_tokens: int | None = None
     most_tokens: int = 1024
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | int = 1.0
+    top_p: float | int = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
     chances: int | None = None
