@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -30,17 +29,8 @@ IGNORED = -100
 
 Encoded = dict[str, list[int]]
 
-_SHOWN = ("role", "content", "name", "tool_calls", "tool_call_id")
-"""What a chat template sees of a turn."""
 
-
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    *,
-    generation: bool = True,
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation: bool = True) -> str:
     """A chat as the model reads it.
 
     Tokenise the result with `add_special_tokens=False`: the special tokens are already in it. Templates that
@@ -51,7 +41,6 @@ def render(
         tokenizer: its chat template is used; without one, the plain layout of this module.
         messages: turns, oldest first.
         generation: end with the opening of an assistant turn, for the model to continue.
-        tools: functions that a chat template can tell the model of; those without a place for them leave them out.
 
     Raises:
         DataError: the chat template refuses these turns.
@@ -60,12 +49,10 @@ def render(
         return _plain(tokenizer, messages, generation)
     folded = _without_system(messages)
     text = None
-    turns: Any = [{key: value for key, value in message.items() if key in _SHOWN} for message in messages]
     try:
         text = str(
             tokenizer.apply_chat_template(
-                turns,
-                tools=[dict(tool) for tool in tools] or None,
+                [{"role": message["role"], "content": message["content"]} for message in messages],
                 tokenize=False,
                 add_generation_prompt=generation,
                 enable_thinking=False,
@@ -76,7 +63,7 @@ def render(
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(f"the tokenizer's chat template refuses a chat of the turns ({roles}): {error}") from error
     if text is None or (folded and messages[0]["content"].strip() not in text):
-        return render(tokenizer, folded, generation=generation, tools=tools)  # a system turn that it refuses or drops
+        return render(tokenizer, folded, generation=generation)  # a system turn that it refuses or drops
     return text
 
 
