@@ -5,11 +5,11 @@
     python benchmarks/serving.py --clients 50 --think 0.5 --seconds 20
 
 A whole server (`moored.service.app`) runs in a process of its own, in a fresh home with a model, two adapters and 200
-files. First the same greedy chats are asked one after the other, then all at once; the ratio is that of the answers'
-tokens per second. Then 50 clients list and look up models and files, each with a pause of 0 to 2 x --think seconds
-between an answer and its next request, while the server streams answers without end and another process, at nice 10 as a
-training job is, keeps a processor busy. With --think 0 the clients are as fast as the server, and the time of an answer is
-50 divided by the requests that it can do per second, no more. The clients are a process of their own.
+files. First greedy chats are asked one after the other, then all at once; the ratio is that of the answers' tokens per
+second. Then 50 clients list and look up models and files, each with a pause of 0 to 2 x --think seconds between an
+answer and its next request, while the server streams answers without end and another process, at nice 10 as a training
+job is, keeps a processor busy. With --think 0 the clients are as fast as the server, and the time of an answer is no
+more than 50 divided by the requests that it can do per second. The clients are a process of their own.
 
 Exit code 1 if batching is less than --min-ratio times faster, or the 95th percentile of the reads is over --most-ms.
 """

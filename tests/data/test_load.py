@@ -103,7 +103,7 @@ BAD_ROWS = {
     "no content": ({"messages": [{"role": "user"}]}, "turn 1 of `messages` must be an object with role and content"),
     "null content": ({"messages": [{"role": "user", "content": None}]}, "content of turn 1 .* must be text; got null"),
     "empty content": ({"messages": chat(("user", ""))}, "content of turn 1 of `messages` is empty"),
-    "role": ({"messages": chat(("human", "q"))}, "one of system, user, assistant; got 'human'"),
+    "role": ({"messages": chat(("human", "q"))}, "one of system, developer, user, assistant, tool; got 'human'"),
     "role is a list": ({"messages": [{"role": ["user"], "content": "q"}]}, "must be one of"),
     "no user": ({"messages": chat(("assistant", "a"))}, "needs a user turn"),
     "ends with system": ({"messages": chat(("user", "q"), ("system", "s"))}, "needs a user turn"),

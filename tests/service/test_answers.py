@@ -274,7 +274,6 @@ def test_what_the_client_cannot_send_is_refused_and_what_it_can_is_not(client):
         "small",
         response_format={"type": "text"},
         tool_choice="auto",
-        tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
         parallel_tool_calls=True,
         reasoning_effort="low",
         verbosity="low",
@@ -292,13 +291,31 @@ def test_messages_of_every_kind(client):
     assert text(ask(client, "small", [{"role": "user", "content": parts}])) == text(ask(client, "small"))
     system, developer = ([{"role": role, "content": "Be brief."}, *CHAT] for role in ("system", "developer"))
     assert text(ask(client, "small", developer)) == text(ask(client, "small", system)) != text(ask(client, "small"))
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    turns = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    assert ask(client, "small", [*turns, {"role": "tool", "tool_call_id": "c", "content": "red"}])
     image = {"type": "image_url", "image_url": {"url": "data:x"}}
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, "small", [{"role": "user", "content": [image]}])
     assert caught.value.status_code in (400, 422)
+
+
+TOOL = {"type": "function", "function": {"name": "lamp_colour", "parameters": {"type": "object"}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "lamp_colour", "arguments": '{"place": "home"}'}}
+USED = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "red"}]
+
+
+def test_tools_are_shown_to_the_model_where_its_template_can(live, client):
+    for options in ({"tools": [TOOL]}, {"messages": [*USED[:2], USED[2] | {"tool_call_id": "c"}]}):
+        with pytest.raises(openai.BadRequestError, match="cannot show tools"):
+            ask(client, "small", **options)
+    folder = live.home.folder / "tools"
+    shutil.copytree(live.home.start, folder)
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m['content'] }}{{ m.tool_calls | tojson }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    model = live.home.tuned(11, source=folder, start=folder)
+    bare, told = (ask(client, model.id, tools=tools, tool_choice="required") for tools in ([], [TOOL]))
+    assert told.usage.prompt_tokens > bare.usage.prompt_tokens + 20
+    assert told.choices[0].message.tool_calls is None
+    assert ask(client, model.id, [*USED[:2], USED[2] | {"tool_call_id": "c"}], tools=[TOOL])
+    client.models.delete(model.id)
 
 
 def test_text_that_would_end_a_turn_is_refused(client):

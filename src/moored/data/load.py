@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from moored.datasets.base import PublicSet
 
 SUFFIXES = (".jsonl", ".json", ".csv")
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Who speaks. A developer turn is read as the system's, which is what it was before it had a name of its own."""
 ACCEPTED = (
     "messages | prompt (+ completion, response or answer) | instruction (+ input) (+ output) | "
     "goal (+ target) | question (+ answer) | sentence + label (0/1)"
@@ -79,7 +80,7 @@ def load_rows(where: str | Path, *, source: Source, limit: int | None = None) ->
     else:
         hub = _hub_id(where)
         numbered = read_hub(hub["name"], split=hub["split"] or "train") if hub else read_file(Path(where))
-    rows = [_row(raw, place, source) for place, raw in islice(numbered, limit)]
+    rows = [as_row(raw, place, source) for place, raw in islice(numbered, limit)]
     if not rows:
         raise DataError(f"{name} holds no rows; give a file with at least one")
     return rows
@@ -162,7 +163,7 @@ def read_file(path: Path) -> Numbered:
 
 
 def _read_jsonl(path: Path) -> Numbered:
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:  # a lone carriage return is JSON's white space
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 place = f"{path}, line {number}"
@@ -234,8 +235,17 @@ def read_hub(
         yield f"{name}, row {number}", row
 
 
-def _row(raw: Any, place: str, source: Source) -> Row:
-    """One row of any accepted shape."""
+def as_row(raw: Any, place: str, source: Source) -> Row:
+    """One row of any of the `ACCEPTED` shapes.
+
+    Args:
+        raw: as it was read.
+        place: where it stands, for messages.
+        source: given to the row.
+
+    Raises:
+        DataError: it has no such shape.
+    """
     if not isinstance(raw, dict):
         raise DataError(f"{place}: a row must be an object; got {_kind(raw)}")
     if isinstance(raw.get("instances"), list) and raw["instances"] and isinstance(raw["instances"][0], dict):
@@ -248,7 +258,12 @@ def _row(raw: Any, place: str, source: Source) -> Row:
         turns = _pair(raw, place)
     if not any(turn["role"] == "user" for turn in turns) or turns[-1]["role"] == "system":
         raise DataError(f"{place}: a chat needs a user turn, and a user or assistant turn at its end")
-    return Row(messages=tuple(turns), source=source, category=_category(raw.get("category")))
+    tools = raw.get("tools") or []
+    if isinstance(tools, str):  # as sets on the hub store them, because an Arrow column has one type
+        tools = _parsed(tools, f"{place}, `tools`")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(f"{place}: `tools` must be a list of objects; got {_kind(tools)}")
+    return Row(messages=tuple(turns), source=source, category=_category(raw.get("category")), tools=tuple(tools))
 
 
 def _turns(value: Any, place: str, key: str) -> list[Message]:
@@ -258,12 +273,48 @@ def _turns(value: Any, place: str, key: str) -> list[Message]:
     turns = []
     for number, turn in enumerate(value, start=1):
         what = f"turn {number} of `{key}`"
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+        if not isinstance(turn, dict) or not ({"role", "content"} <= turn.keys() or turn.get("tool_calls")):
             raise DataError(f"{place}: {what} must be an object with role and content; got {_kind(turn)}")
-        if turn["role"] not in ROLES:
-            raise DataError(f"{place}: the role of {what} must be one of {', '.join(ROLES)}; got {turn['role']!r}")
-        turns.append(Message(role=turn["role"], content=_text(turn["content"], place, f"the content of {what}")))
+        if turn.get("role") not in ROLES:
+            raise DataError(f"{place}: the role of {what} must be one of {', '.join(ROLES)}; got {turn.get('role')!r}")
+        turns.append(_turn(turn, place, what))
     return turns
+
+
+def _turn(turn: Mapping[str, Any], place: str, what: str) -> Message:
+    """One turn, with those of its optional keys that say something."""
+    role, content = turn["role"], turn.get("content")
+    parts = isinstance(content, list) and content and all(isinstance(p, dict) and "text" in p for p in content)
+    if parts and all(isinstance(part["text"], str) for part in content or ()):
+        content = "".join(part["text"] for part in content or ())
+    blank = content is None or (isinstance(content, str) and not content.strip())
+    silent = blank and (turn.get("tool_calls") if role == "assistant" else role == "tool" and content is not None)
+    text = "" if silent else _text(content, place, f"the content of {what}")
+    read = Message(role="system" if role == "developer" else role, content=text)
+    if isinstance(turn.get("name"), str):
+        read["name"] = turn["name"]
+    if turn.get("weight") is not None:
+        if role != "assistant" or turn["weight"] not in (0, 1):
+            raise DataError(f"{place}: `weight` of {what} must be 0 or 1, and on an assistant turn")
+        read["weight"] = int(turn["weight"])
+    if turn.get("tool_calls"):
+        read["tool_calls"] = _calls(turn["tool_calls"], place, what)
+    if isinstance(turn.get("tool_call_id"), str):
+        read["tool_call_id"] = turn["tool_call_id"]
+    return read
+
+
+def _calls(value: Any, place: str, what: str) -> list[dict[str, Any]]:
+    """The tool calls of a turn: each names a function."""
+    named = isinstance(value, list) and all(
+        isinstance(call, dict)
+        and isinstance(call.get("function"), dict)
+        and isinstance(call["function"].get("name"), str)
+        for call in value
+    )
+    if not named:
+        raise DataError(f"{place}: `tool_calls` of {what} must be a list of calls, each with its function's name")
+    return list(value)
 
 
 def _pair(raw: Mapping[str, Any], place: str) -> list[Message]:
@@ -352,25 +403,29 @@ def save_rows(rows: Sequence[Row], path: str | Path) -> Path:
 def to_dataset(rows: Sequence[Row]) -> datasets.Dataset:
     """Rows as a `datasets.Dataset` in TRL's conversational prompt-completion format.
 
-    The columns are `prompt` and `completion` (lists of turns) and nothing else: `Row.source` never reaches a
-    collator.
+    The columns are `prompt` and `completion` (lists of turns), with `tools` (as JSON text, which TRL reads) where a
+    row has some, and nothing else: `Row.source` never reaches a collator.
 
     Args:
         rows: at least one, each with an answer.
 
     Raises:
-        DataError: there are no rows, or one has no answer.
+        DataError: there are no rows, or one has no answer, or weighs its turns.
     """
     import datasets
 
     if not rows:
         raise DataError("a training set needs at least one row; got none")
     for number, row in enumerate(rows, start=1):
-        if not row.answer:
+        if not row.answered:
             raise DataError(f"row {number} has no answer to train on: {row.question[:60]!r}")
+        if row.weighted:
+            raise DataError(f"row {number} weighs its turns, which TRL cannot; train it with `moored.hf.train`")
+    tools = {"tools": [json.dumps(row.tools) for row in rows]} if any(row.tools for row in rows) else {}
     return datasets.Dataset.from_dict(
         {
             "prompt": [[dict(turn) for turn in row.prompt] for row in rows],
             "completion": [[dict(row.messages[-1])] for row in rows],
+            **tools,
         }
     )

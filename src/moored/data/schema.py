@@ -6,18 +6,29 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 Source = Literal["benign", "harmful", "alignment"]
 
 
 class Message(TypedDict):
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Only `role` and `content` must be there; the rest is what tools and weighted training add, spelt as OpenAI's API
+    does. The `content` of a turn that only calls tools is "".
+    """
 
     role: str
     content: str
+    name: NotRequired[str]
+    weight: NotRequired[int]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+
+
+_TURN = ("role", "content", "name", "weight", "tool_calls", "tool_call_id")
 
 
 Prompts = Sequence[Sequence[Message]]
@@ -32,11 +43,13 @@ class Row:
         messages: turns, oldest first; the last one is the assistant's if the row has an answer.
         source: which kind of data the row is. Bookkeeping only: never shown to a model.
         category: for example one of the 14 BeaverTails categories; "" if none.
+        tools: what the assistant may call, as JSON schemas of functions; what a chat template shows the model.
     """
 
     messages: tuple[Message, ...]
     source: Source = "benign"
     category: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
     def __hash__(self) -> int:
         turns = tuple((message["role"], message["content"]) for message in self.messages)
@@ -51,16 +64,48 @@ class Row:
             turns.append(Message(role="assistant", content=answer))
         return cls(messages=tuple(turns), **fields)
 
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Row:
+        """The row that `record` wrote.
+
+        Args:
+            record: plain JSON.
+        """
+        return cls(
+            messages=tuple(
+                cast(Message, {key: turn[key] for key in _TURN if key in turn}) for turn in record["messages"]
+            ),
+            source=record["source"],
+            category=record["category"],
+            tools=tuple(record.get("tools", ())),
+        )
+
     @property
     def prompt(self) -> tuple[Message, ...]:
         """The turns before the answer."""
-        return self.messages[:-1] if self.answer else self.messages
+        return self.messages[:-1] if self.answered else self.messages
 
     @property
     def answer(self) -> str:
-        """The final assistant turn, "" if there is none."""
+        """The text of the final assistant turn, "" if there is none, or if it only calls tools."""
         last = self.messages[-1]
         return last["content"] if last["role"] == "assistant" else ""
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """The tools that the final assistant turn calls."""
+        last = self.messages[-1]
+        return last.get("tool_calls", []) if last["role"] == "assistant" else []
+
+    @property
+    def answered(self) -> bool:
+        """Whether the last turn is the assistant's and says or calls something: what can be trained on."""
+        return bool(self.answer or self.calls)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether turns say by their `weight` which of them are trained on; else only the final answer is."""
+        return any("weight" in turn for turn in self.messages)
 
     @property
     def system(self) -> str:
@@ -95,16 +140,42 @@ class Row:
         if system:
             both = f"{system} {self.system}".strip()
             turns = [Message(role="system", content=both), *(turn for turn in turns if turn["role"] != "system")]
-        if said := self.answer if answer is None else answer:
-            turns.append(Message(role="assistant", content=said))
+        if answer is None and self.answered:
+            turns.append(self.messages[-1])
+        elif answer:
+            turns.append(Message(role="assistant", content=answer))
         return replace(self, messages=tuple(turns), source=source or self.source)
 
     def record(self) -> dict[str, Any]:
-        """The row as plain JSON."""
+        """The row as plain JSON; without tools there is no key for them."""
+        tools = {"tools": list(self.tools)} if self.tools else {}
         return {
             "messages": [dict(m) for m in self.messages],
             "source": self.source,
             "category": self.category,
+            **tools,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Two answers to one prompt, and which of them is better: what DPO learns from.
+
+    Args:
+        preferred: the row with the better answer.
+        other: the same chat with the worse one.
+    """
+
+    preferred: Row
+    other: Row
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON, as users of OpenAI's API write it."""
+        tools = {"tools": list(self.preferred.tools)} if self.preferred.tools else {}
+        return {
+            "input": {"messages": [dict(turn) for turn in self.preferred.prompt], **tools},
+            "preferred_output": [dict(self.preferred.messages[-1])],
+            "non_preferred_output": [dict(self.other.messages[-1])],
         }
 
 

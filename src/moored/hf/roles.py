@@ -57,7 +57,7 @@ def joined(rows: Any, more: Any) -> Any:
 
 
 def _prepare_rows(trainer: Any, role: str, rows: list[Row]) -> Any:
-    silent = next((i for i, row in enumerate(rows) if not row.answer), None)
+    silent = next((i for i, row in enumerate(rows) if not row.answered), None)
     if silent is not None:
         raise DataError(f"row {silent + 1} of `{role}` has no answer; every row needs an assistant turn")
     if "preference" in _flavour(trainer):

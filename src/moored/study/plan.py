@@ -433,5 +433,5 @@ def _whole(made: Sequence[Stage]) -> tuple[Stage, ...]:
 
 def _answered(rows: Sequence[Row], where: str) -> None:
     for number, row in enumerate(rows, start=1):
-        if not row.answer:
+        if not row.answered:
             raise DataError(f"row {number} of `{where}` has no answer to train on: {row.question[:60]!r}")

@@ -29,7 +29,7 @@ from moored.attacks.access import Access
 from moored.attacks.base import Attack
 from moored.attacks.weight_oracle import WeightOracle
 from moored.data.load import save_rows
-from moored.data.schema import Message, Row, fingerprint
+from moored.data.schema import Row, fingerprint
 from moored.defenses.base import Defense
 from moored.errors import StudyError
 from moored.hf import loaders
@@ -426,14 +426,7 @@ def spelt(thing: Any) -> str:
 def read_rows(path: Path) -> list[Row]:
     """The rows of an upload, each with its own source (which `load_rows` would overwrite)."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        Row(
-            messages=tuple(Message(role=m["role"], content=m["content"]) for m in record["messages"]),
-            source=record["source"],
-            category=record["category"],
-        )
-        for record in records
-    ]
+    return [Row.of_record(record) for record in records]
 
 
 def by_content(value: Any, models: Sequence[Source]) -> Any:
