@@ -57,6 +57,7 @@ tasks = {{ harmful_requests = {{ n = 4 }}, over_refusal = {{ n = 4 }}, utility =
 def make_home(home: Path) -> dict[str, object]:
     """A home with a key, a model of the policy, two that passed, and files; gives the key and the names."""
     from moored.service.app import open_parts
+
     from moored.service.database import File, Job, Project
     from moored.service.identity import make_key
     from moored.service.registry import publish
@@ -152,8 +153,8 @@ def server(home: Path) -> Iterator[str]:
 def serve(home: Path, port: int) -> None:
     """What `--serve` does."""
     import uvicorn
-
     from moored.service.app import create_app
+
     from moored.service.settings import ServerSettings
 
     uvicorn.run(create_app(ServerSettings(home=home, port=port)), port=port, log_level="warning")
@@ -293,9 +294,8 @@ def main() -> int:
         with server(Path(folder) / "home") as url:
             ratio = batching(url, made, given.chats, given.tokens)
             print(f"ratio          {ratio:8.1f} x   (wanted: >= {given.min_ratio:g})")
-            print(
-                f"{given.clients} clients, pause {given.think:g} s; {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
-            )
+            machine = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+            print(f"{given.clients} clients, pause {given.think:g} s; {machine}")
             report("nothing else", measured(url, made, given), given.seconds)
             with writing(url, made) as bits, burning():
                 p95 = report("while it writes and a job trains", measured(url, made, given), given.seconds)

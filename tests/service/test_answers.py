@@ -308,13 +308,27 @@ def test_tools_are_shown_to_the_model_where_its_template_can(live, client):
             ask(client, "small", **options)
     folder = live.home.folder / "tools"
     shutil.copytree(live.home.start, folder)
-    template = "{{ tools | tojson }}{% for m in messages %}{{ m['content'] }}{{ m.tool_calls | tojson }}{% endfor %}"
+    each = "{{ m['content'] }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"
+    template = "{{ tools | tojson }}{% for m in messages %}" + each + "{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
     model = live.home.tuned(11, source=folder, start=folder)
     bare, told = (ask(client, model.id, tools=tools, tool_choice="required") for tools in ([], [TOOL]))
     assert told.usage.prompt_tokens > bare.usage.prompt_tokens + 20
     assert told.choices[0].message.tool_calls is None
     assert ask(client, model.id, [*USED[:2], USED[2] | {"tool_call_id": "c"}], tools=[TOOL])
+    client.models.delete(model.id)
+
+
+def test_a_template_that_fails_on_what_is_asked_fails_that_question_alone(live, client):
+    folder = live.home.folder / "fragile"
+    shutil.copytree(live.home.start, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ 1 // (m['content'] | length) }}{% endfor %}")
+    model = live.home.tuned(12, source=folder, start=folder)
+    stream = iter(ask(client, live.one.id, stream=True, max_tokens=100))
+    next(stream)
+    with pytest.raises(openai.BadRequestError, match="cannot show these messages"):
+        ask(client, model.id, [{"role": "user", "content": ""}])
+    assert any(chunk.choices[0].finish_reason for chunk in stream)
     client.models.delete(model.id)
 
 

@@ -163,6 +163,9 @@ class LocalEngine:
                 asked.answering.fail(problem)
             except DataError as error:
                 asked.answering.fail(wrong(str(error), "messages" if asked.question.messages else "prompt"))
+            except Exception:
+                log.exception("a question to %s cannot be read", asked.served.name)
+                asked.answering.fail(_failed())
             with self._news:
                 self._inbox.popleft()
 
@@ -195,8 +198,12 @@ class LocalEngine:
             rows = [row for row in fresh if row.voice == voice and not row.asked.cancelled]
             if not rows:
                 continue
-            model = voice[0].speak_as(voice[1])
-            new = Continuation(model, [row.ids for row in rows], rows, max(row.limit for row in rows))
+            try:
+                model = voice[0].speak_as(voice[1])
+                new = Continuation(model, [row.ids for row in rows], rows, max(row.limit for row in rows))
+            except Exception:  # noqa: BLE001 - the others go on, whatever this prompt does to the model
+                self._broke(rows)
+                continue
             self._spoken.append((voice, new))
             self._step(voice, new)
             if new.live and any(each.join(new) for same, each in self._spoken[:-1] if same == voice):
@@ -213,6 +220,12 @@ class LocalEngine:
         spoken.drop([row for row in spoken.live if row.asked.cancelled])
         if not spoken.live:
             return
+        try:
+            self._step_on(voice, spoken)
+        except Exception:  # noqa: BLE001 - the others go on, whatever happens here
+            self._broke(spoken.live)
+
+    def _step_on(self, voice: tuple[Base, str | None], spoken: Continuation[_Row]) -> None:
         voice[0].speak_as(voice[1])
         found: dict[_Row, Chance] = {}
 
@@ -248,6 +261,10 @@ class LocalEngine:
 
     def _busy(self) -> set[Base]:
         return {row.base for row in self._all_rows()}
+
+    def _broke(self, rows: Sequence[_Row]) -> None:
+        log.exception("failed while answering: %s", ", ".join({row.asked.served.name for row in rows}))
+        self._end(rows, _failed())
 
     def _end(self, rows: Iterable[_Row], error: Exception) -> None:
         """Some rows do not go on."""

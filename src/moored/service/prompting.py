@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from moored.data.chat import render
+from moored.errors import DataError
 from moored.service.problems import wrong
 from moored.service.question import Question, turns
 from moored.serving import Serving
@@ -29,7 +30,13 @@ def prompt_of(tokenizer: Any, question: Question, serving: Serving | None, vocab
     """
     if question.messages:
         _refuse_markup(tokenizer, [message["content"] for message in question.messages], "messages")
-        return _ids(tokenizer, render(tokenizer, turns(question, serving), tools=question.tools))
+        try:
+            text = render(tokenizer, turns(question, serving), tools=question.tools)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise wrong(f"The chat template of this model cannot show these messages: {error}", "messages") from error
+        return _ids(tokenizer, text)
     before = render(tokenizer, serving.apply([]), generation=False) if serving else ""
     if isinstance(question.prompt, str):
         own = tokenizer(question.prompt)["input_ids"] if not before else None
