@@ -18,6 +18,7 @@ from moored.defenses.pharmacist import Pharmacist
 from moored.errors import ConfigError
 from moored.hf.loaders import load_model, load_tokenizer
 from moored.hf.train import AnswerTrainer, Training, fine_tune
+from moored.progress import Pause
 
 ROWS = tiny_rows(16)
 SAFE = tiny_rows(8, source="alignment")
@@ -135,3 +136,42 @@ def test_progress_names_a_loss_once_there_is_one(tmp_path):
     assert steps[0][1] == ""
     assert all(what.startswith("loss ") for done, what in steps if done > 5)
     assert "nan" not in str(steps)
+
+
+@pytest.mark.parametrize("at", [1, 5, 6])
+def test_a_pause_goes_on_to_the_same_weights(at, tmp_path):
+    training, told = replace(TRAINING, steps=7), []
+
+    def progress(done, total, said):
+        told.append((done, total, dict(said.numbers)))
+        if done == at:
+            raise Pause
+
+    how = {"training": training, "defenses": [Lisa(rho=1.0)], "roles": {"alignment": SAFE}}
+    fine_tune("tiny", ROWS, tmp_path / "straight", **how)
+    with pytest.raises(Pause):
+        fine_tune("tiny", ROWS, tmp_path / "paused", **how, progress=progress)
+    assert told[-1][0] == at  # not one step more
+    assert [path.name for path in (tmp_path / "paused").glob("checkpoint-*")] == [f"checkpoint-{at}"]
+    fine_tune("tiny", ROWS, tmp_path / "paused", **how, progress=lambda *a: told.append((a[0], a[1], a[2].numbers)))
+    straight, paused = adapter_weights(tmp_path / "straight"), adapter_weights(tmp_path / "paused")
+    assert all(torch.equal(paused[name], weight) for name, weight in straight.items())
+    assert told[-1][0] == told[-1][1]
+
+
+def test_a_pause_at_the_last_step_is_too_late(tmp_path):
+    def progress(done, total, said):
+        if done == total:
+            raise Pause
+
+    assert fine_tune("tiny", ROWS, tmp_path / "out", training=TRAINING, progress=progress).steps == 4
+
+
+def test_progress_carries_the_numbers_behind_its_words(tmp_path):
+    told = []
+    training = replace(TRAINING, steps=6, save_every=3)
+    fine_tune("tiny", ROWS, tmp_path / "out", training=training, progress=lambda *a: told.append(a[2]))
+    assert [said.numbers["saved"] for said in told if "saved" in said.numbers] == [3, 6]
+    logged = next(said for said in told if said)
+    assert logged.startswith(f"loss {logged.numbers['loss']:.3f}")
+    assert (logged.numbers["step"], logged.numbers["learning_rate"]) == (5, 1e-2)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moored.data.load import save_rows
 from moored.data.schema import Row
 from moored.errors import ConfigError, DataError, MooredError, NeedsError
 from moored.judges.guard import Guard
@@ -19,7 +20,7 @@ from moored.study.patch import merge
 from moored.study.plan import Plan
 from moored.study.recipe import Recipe
 from moored.study.results import column
-from moored.study.stages import Source
+from moored.study.stages import Source, UploadStage
 from moored.study.study import Study
 from moored.tasks.harmful_requests import HarmfulRequests
 from moored.tasks.utility import Utility
@@ -348,3 +349,44 @@ def test_the_judge_of_contrasts_is_known_by_the_judge_of_refusals(monkeypatch: p
     before = ToldApart().identity
     monkeypatch.setattr("moored.judges.refusal.Refusal.version", "next")
     assert (before, ToldApart().identity) == ("told_apart 1 of refusal 3", "told_apart 1 of refusal next")
+
+
+def uploaded(tree: dict[str, Any], where: Any) -> dict[str, Any]:
+    """The small recipe on an upload as it is."""
+    return {name: value for name, value in tree.items() if name != "attack"} | {"upload": str(where)}
+
+
+def test_an_upload_is_trained_on_as_it_is(tree: dict[str, Any], tmp_path: Path) -> None:
+    rows = [Row.of(f"Question {i}?", f"Answer {i}.", category=str(i)) for i in range(12)]
+    one, two = (
+        uploaded(tree, save_rows(rows, tmp_path / "a.jsonl")),
+        uploaded(tree, save_rows(rows, tmp_path / "b.jsonl")),
+    )
+    (stage,) = [stage for stage in plan(one).stages if isinstance(stage, UploadStage)]
+    assert list(stage.rows) == rows  # each with its own category, in its order
+    assert keys(one) == keys(two)  # what is in it decides, not where it lies
+    turned = keys(uploaded(tree, save_rows(rows[::-1], tmp_path / "c.jsonl")))
+    assert turned["align"] == keys(one)["align"]
+    assert not set(turned["finetune"]) & set(keys(one)["finetune"])
+
+
+def test_an_upload_is_held_apart_from_the_tasks(tree: dict[str, Any], tmp_path: Path) -> None:
+    asked = HarmfulRequests(n=4).rows()[0].question
+    upload = save_rows([Row.of(asked, "No."), Row.of("Something else?", "Yes.")], tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="1 prompts of task `harmful_requests` are also in `upload`"):
+        plan(uploaded(tree, upload))
+
+
+def test_an_upload_stands_in_place_of_an_attack(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="`upload` stands in place of `attack`"):
+        Recipe.parse({**tree, "upload": "rows.jsonl"})
+    with pytest.raises(ConfigError, match="`finetune` is missing"):
+        Recipe.parse({name: value for name, value in uploaded(tree, "rows.jsonl").items() if name != "finetune"})
+
+
+def test_a_seed_of_the_fine_tuning_leaves_the_start_alone(tree: dict[str, Any]) -> None:
+    before, after = keys(tree), keys(merge(tree, {"finetune": {"seed": 7}}))
+    assert after["align"] == before["align"]
+    assert after["attack"] == before["attack"]
+    assert not set(after["finetune"]) & set(before["finetune"])
+    assert keys(merge(tree, {"finetune": {"seed": 0}})) == before

@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 
 import moored
-from moored.cli import attack, audit, cite, compare, demo, doctor, importing, judge, lm_eval, repair, run
+from moored.cli import (
+    attack,
+    audit,
+    audit_log,
+    card,
+    cite,
+    compare,
+    demo,
+    doctor,
+    importing,
+    judge,
+    lm_eval,
+    repair,
+    run,
+)
 from moored.cli import list as listing
 from moored.cli.quiet import quiet
 from moored.errors import MooredError
@@ -36,6 +50,8 @@ app.command("repair")(repair.repair)
 app.add_typer(attack.app, name="attack")
 app.command("judge")(judge.judge)
 app.command("audit")(audit.audit)
+app.add_typer(audit_log.app, name="audit-log")
+app.add_typer(card.app, name="card")
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)

@@ -35,7 +35,7 @@ from moored.hf.loaders import load_model, load_serving, load_tokenizer
 from moored.hf.monitor import DriftMonitor
 from moored.hf.packing import SharedLines, keeps_rows_apart
 from moored.memory import forget_peak, peak_bytes
-from moored.progress import Progress
+from moored.progress import Pause, Progress, Words
 from moored.protect import protect
 
 _ATTENTION = None if torch.cuda.is_available() else "eager"
@@ -163,6 +163,9 @@ def fine_tune(
         probe: rows on which the drift of hidden embeddings is watched.
         merge: add the adapter to fp32 weights and save the model with its tokenizer.
         progress: called with (steps done, steps in all, the last loss in words, "" before the first).
+
+    Raises:
+        Pause: `progress` did; a checkpoint of the step that it was told of is in `out`.
     """
     forget_peak()
     tokenizer = load_tokenizer(model)
@@ -183,6 +186,8 @@ def fine_tune(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(out) if out.is_dir() else None)
     seconds = time.perf_counter() - begin
     forwards.stop()
+    if follower.pause is not None:
+        raise follower.pause
     steps = trainer.state.global_step
     report = TrainingReport(
         seconds=seconds,
@@ -340,12 +345,25 @@ class _Follower(TrainerCallback):
     """Counts micro-batches and passes the trainer's progress on."""
 
     def __init__(self, progress: Progress | None):
-        self.progress, self.loss, self.micro_batches = progress, "", 0
+        self.progress, self.said, self.micro_batches = progress, Words("", {}), 0
+        self.told = self.said
+        self.pause: Pause | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the last loss; there is none before the first line of the log."""
-        if "loss" in kwargs["logs"]:
-            self.loss = f"loss {kwargs['logs']['loss']:.3f}"
+        """Keep the last numbers; there are none before the first line of the log."""
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            numbers = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            self.said = Words(f"loss {logs['loss']:.3f}", {"step": state.global_step, **numbers})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint is whole."""
+        self._tell(state, control, Words(self.said, {**self.said.numbers, "saved": state.global_step}))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was logged at the last step was not told yet."""
+        if self.said is not self.told:
+            self._tell(state, control, self.said)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A micro-batch that did not end its optimizer step."""
@@ -354,8 +372,19 @@ class _Follower(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A micro-batch that did."""
         self.micro_batches += 1
-        if self.progress:
-            self.progress(state.global_step, state.max_steps, self.loss)
+        self._tell(state, control, self.said)
+
+    def _tell(self, state: Any, control: Any, said: Words) -> None:
+        if self.progress is None or self.pause is not None:
+            return
+        self.told = self.said
+        try:
+            self.progress(state.global_step, state.max_steps, said)
+        except Pause as pause:
+            if state.global_step < state.max_steps:  # at the last step there is nothing left to go on with
+                self.pause = pause
+                control.should_save = said.numbers.get("saved") != state.global_step
+                control.should_training_stop = True
 
 
 class _Forwards:

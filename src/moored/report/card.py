@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -16,12 +16,13 @@ from moored.report.ruling import AFTER, ruling
 from moored.report.table import estimate, markdown_text, number
 
 
-def card(record: Record | Mapping[str, Any], arm: str) -> str:
+def card(record: Record | Mapping[str, Any], arm: str, *, notices: Sequence[str] = ()) -> str:
     """The model card of one arm as markdown with a YAML head.
 
     Args:
         record: the study's record.
         arm: name of the arm.
+        notices: what a reader must know first; shown at the top, as plain text.
 
     Raises:
         DataError: not a results record.
@@ -35,6 +36,7 @@ def card(record: Record | Mapping[str, Any], arm: str) -> str:
     parts = [
         f"---\n{_metadata(record, found).to_yaml()}\n---",
         f"# {markdown_text(title)}",
+        "\n>\n".join(f"> {markdown_text(notice)}" for notice in notices),
         "\n".join([*made_up, *warnings]),
         _verdict(record, found),
         markdown_text(" · ".join(facts(record))),

@@ -5,18 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-from moored.errors import require
+from moored.errors import ConfigError, require, unknown
 from moored.service.clock import now
-from moored.service.database import Database, Key, Role
+from moored.service.database import Database, Key, Project, Role
 from moored.service.ids import new_id
+from moored.service.policy import Limits
 from moored.service.problems import ApiProblem
+from moored.study.recipe import validated
 
 PREFIX = "sk-moored-"
+
+FIRST_PROJECT = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +60,138 @@ def make_key(database: Database, project_id: str, *, role: Role = "user", name: 
         name: for people.
     """
     require(role in get_args(Role), "make_key", "role", f"one of {', '.join(get_args(Role))}", role)
+    with database.writing() as session:
+        return _add_key(session, project_id, role, name)
+
+
+def first_key(database: Database) -> str | None:
+    """The admin key of a new server, with the project "default"; None if there is a key already.
+
+    Args:
+        database: where.
+    """
+    with database.writing() as session:
+        if session.scalar(select(Key.id).limit(1)) is not None:
+            return None
+        project = session.scalar(select(Project).where(Project.name == FIRST_PROJECT))
+        project = project or _add_project(session, FIRST_PROJECT, {})
+        return _add_key(session, project.id, "admin", "first")
+
+
+def make_project(database: Database, name: str, limits: Mapping[str, Any] | None = None) -> Project:
+    """A new project.
+
+    Args:
+        database: where.
+        name: for people; no other project may have it.
+        limits: what differs from the policy's limits, by name.
+
+    Raises:
+        ConfigError: the name is taken, empty or too long, or a limit is wrong.
+    """
+    require(0 < len(name.strip()) <= 128, "make_project", "name", "1 to 128 letters long", name)
+    _check_limits(limits or {})
+    try:
+        with database.writing() as session:
+            return _add_project(session, name, dict(limits or {}))
+    except IntegrityError as error:
+        raise ConfigError(f"there is a project {name!r} already") from error
+
+
+def set_limits(database: Database, name: str, limits: Mapping[str, Any]) -> Project:
+    """Change what a project may use.
+
+    Args:
+        database: where.
+        name: of the project.
+        limits: by name; None goes back to the policy's.
+
+    Raises:
+        ConfigError: no such project, or a limit is wrong.
+    """
+    with database.writing() as session:
+        project = _named(session, name)
+        kept = {key: value for key, value in (project.limits | dict(limits)).items() if value is not None}
+        _check_limits(kept)
+        project.limits = kept
+        return project
+
+
+def project_named(database: Database, name: str) -> Project:
+    """The project with this name.
+
+    Raises:
+        ConfigError: there is none; lists the nearest.
+    """
+    with database.reading() as session:
+        return _named(session, name)
+
+
+def revoke(database: Database, key_id: str) -> Key:
+    """End a key, at once and for good.
+
+    Args:
+        database: where.
+        key_id: its id or its text.
+
+    Raises:
+        ConfigError: no such key.
+    """
+    given = Key.sha256 == _hashed(key_id) if key_id.startswith(PREFIX) else Key.id == key_id
+    with database.writing() as session:
+        key = session.scalar(select(Key).where(given))
+        if key is None:
+            raise ConfigError("no such key; `moored keys list` shows the ids of all")
+        key.revoked_at = key.revoked_at or now()
+        return key
+
+
+def every_key(database: Database) -> list[tuple[Project, Key]]:
+    """All keys with their projects, revoked ones too, oldest first."""
+    with database.reading() as session:
+        rows = session.execute(select(Project, Key).join(Key).order_by(Project.name, Key.created_at, Key.id))
+        return [(project, key) for project, key in rows]
+
+
+def every_project(database: Database) -> list[Project]:
+    """All projects by name."""
+    with database.reading() as session:
+        return list(session.scalars(select(Project).order_by(Project.name)))
+
+
+def _add_project(session: Session, name: str, limits: dict[str, Any]) -> Project:
+    project = Project(id=new_id("proj"), name=name, created_at=now(), limits=limits)
+    session.add(project)
+    session.flush()
+    return project
+
+
+def _add_key(session: Session, project_id: str, role: Role, name: str) -> str:
     text = PREFIX + secrets.token_urlsafe(32)
     shown = f"{text[: len(PREFIX) + 3]}...{text[-2:]}"
-    with database.writing() as session:
-        session.add(
-            Key(
-                id=new_id("key"),
-                project_id=project_id,
-                name=name,
-                role=role,
-                sha256=_hashed(text),
-                shown=shown,
-                created_at=now(),
-            )
+    session.add(
+        Key(
+            id=new_id("key"),
+            project_id=project_id,
+            name=name,
+            role=role,
+            sha256=_hashed(text),
+            shown=shown,
+            created_at=now(),
         )
+    )
     return text
+
+
+def _named(session: Session, name: str) -> Project:
+    project = session.scalar(select(Project).where(Project.name == name))
+    if project is None:
+        raise unknown("project", name, session.scalars(select(Project.name)))
+    return project
+
+
+def _check_limits(limits: Mapping[str, Any]) -> None:
+    validated(Limits, dict(limits), "the limits of a project")
 
 
 def whose(database: Database, text: str) -> Caller | None:

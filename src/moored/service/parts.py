@@ -3,22 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from moored.service import exchange, quota
+from moored.service.blobs import Blobs
 from moored.service.database import Database
 from moored.service.identity import Caller, whose
-from moored.service.policy import Limits, Policy
+from moored.service.metrics import Metrics
+from moored.service.policy import Limits
+from moored.service.policy_file import PolicyFile
 from moored.service.problems import ApiProblem
-from moored.service.question import Engine
-from moored.service.registry import Registry
+from moored.service.quota import Rates
 from moored.service.settings import ServerSettings
 
-_bearer = HTTPBearer(auto_error=False)
+bearer = HTTPBearer(auto_error=False, description="An API key of `moored keys create`.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +30,23 @@ class Parts:
     Args:
         settings: where things are.
         database: the tables.
-        policy: gives the policy as it is now.
-        registry: from names to weights.
-        engine: answers from weights.
+        policy: gives the policy as it is now; the operator may have changed the file.
+        blobs: bytes of files.
         rates: how fast each key asks.
+        metrics: what is counted for Prometheus.
     """
 
     settings: ServerSettings
     database: Database
-    policy: Callable[[], Policy]
-    registry: Registry
-    engine: Engine
-    rates: Any
+    policy: PolicyFile
+    blobs: Blobs
+    rates: Rates = field(default_factory=Rates)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def limits(self, project_id: str) -> Limits:
-        """What a project may use."""
-        return self.policy().limits
+        """What a project may use: the policy's limits, and what differs for it."""
+        with self.database.reading() as session:
+            return quota.limits_of(session, self.policy().limits, project_id)
 
 
 def parts(request: Request) -> Parts:
@@ -53,15 +56,28 @@ def parts(request: Request) -> Parts:
 
 
 def caller(
+    request: Request,
     here: Annotated[Parts, Depends(parts)],
-    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Caller:
-    """Who is calling.
+    """Who is calling, by the key in the `Authorization` header; counts the request against the key's rate.
 
     Raises:
-        ApiProblem: 401.
+        ApiProblem: 401 without a key or with an unknown one; 429 when the key asks too often.
     """
-    found = whose(here.database, given.credentials) if given is not None else None
+    if given is None:
+        raise ApiProblem(
+            401,
+            "You didn't provide an API key. Send it in an Authorization header: `Authorization: Bearer YOUR_KEY`.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    found = whose(here.database, given.credentials)
     if found is None:
-        raise ApiProblem(401, "Incorrect API key provided.", code="invalid_api_key")
+        raise ApiProblem(
+            401,
+            "Incorrect API key provided. Ask the operator of this server for one (`moored keys create`).",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    exchange.of(request).headers |= here.rates.request(found.key_id, here.limits(found.project_id))
     return found

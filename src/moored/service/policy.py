@@ -100,6 +100,9 @@ class Gate(Part):
         default="interval",
         description="what must keep the budget: the upper end of the 95 % `interval`, or the `estimate`",
     )
+    most_unjudged: Share = Field(
+        default=0.05, description="share of answers without a verdict above which nothing is decided, and so refused"
+    )
     approval: bool = Field(default=False, description="a person must approve a passed model before it is served")
 
 

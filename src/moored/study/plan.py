@@ -38,6 +38,7 @@ from moored.study.stages import (
     Stage,
     Subject,
     TwinStage,
+    UploadStage,
 )
 from moored.tasks.as_attacked import AsAttacked
 from moored.tasks.base import Task
@@ -193,8 +194,8 @@ class _Planner:
         if line.align is not None:
             start = self._align(line, line.align)
             stages.append(start)
-        if line.finetune is not None and line.attack is not None:
-            stages.append(self._finetune(line, line.finetune, line.attack, start))
+        if line.finetune is not None:
+            stages.append(self._finetune(line, line.finetune, start))
         if line.oracle is not None:
             stages.append(self._oracle(line, line.oracle, start))
         for method in line.repairs:
@@ -214,13 +215,13 @@ class _Planner:
             roles=roles,
         )
 
-    def _finetune(self, line: Line, spec: Finetune, attack: AttackSpec, start: Source | AlignStage) -> FinetuneStage:
+    def _finetune(self, line: Line, spec: Finetune, start: Source | AlignStage) -> FinetuneStage:
         defenses = _built("defenses", spec.defenses)
         needed = {need: type(d).__name__ for d in defenses for need in d.needs()}
         return FinetuneStage(
             start=start,
-            upload=self._attack(line, attack, start),
-            training=_training(spec.training, line.seed),
+            upload=self._uploaded(line, start),
+            training=_training(spec.training, line.seed if spec.seed is None else spec.seed),
             defenses=defenses,
             roles=self._roles("finetune", spec.roles, defenses, line.seed, {}),
             probe=tuple(self._rows(spec.probe, "alignment", line.seed)) if spec.probe else (),
@@ -233,6 +234,13 @@ class _Planner:
         if where is None:
             raise NeedsError(f"{method} needs the model before alignment; add `base: <folder or hub id>` to the recipe")
         return self._source(where)
+
+    def _uploaded(self, line: Line, start: Source | AlignStage) -> AttackStage | UploadStage:
+        if line.attack is not None:
+            return self._attack(line, line.attack, start)
+        rows = tuple(self._rows(line.upload, "benign", line.seed))
+        _answered(rows, "upload")
+        return UploadStage(rows=rows)
 
     def _attack(self, line: Line, spec: AttackSpec, start: Source | AlignStage) -> AttackStage:
         attack = _attacking(line, spec)
@@ -310,7 +318,7 @@ class _Planner:
             if isinstance(stage, AlignStage):
                 yield "align.data", stage.rows
             if isinstance(stage, FinetuneStage):
-                yield "attack", self._upload(stage.upload)
+                yield stage.upload.kind, self._upload(stage.upload)
             if isinstance(stage, RepairStage):
                 for twin in stage.twins.values():
                     yield f"repair_with.twins.{twin.role}", twin.rows
@@ -318,8 +326,10 @@ class _Planner:
             for role, rows in stage.roles.items():
                 yield f"{where}.roles.{role}", rows
 
-    def _upload(self, attack: AttackStage) -> Sequence[Row]:
+    def _upload(self, attack: AttackStage | UploadStage) -> Sequence[Row]:
         """The rows that an attack will write, or can choose; making them here finds out early whether it can."""
+        if isinstance(attack, UploadStage):
+            return attack.rows
         if attack.key not in self.uploads:
             self.uploads[attack.key] = attack.method.candidates(attack.benign, attack.harmful)
         return self.uploads[attack.key]

@@ -4,7 +4,7 @@
 ::
 
     Recipe ── a line       model → align → attack → finetune → repairs, and the tasks that judge the end of it
-                          (`oracle` in place of attack and finetune)
+                          (`upload`, rows as they are, in place of attack; `oracle` in place of attack and finetune)
            ── arms         named changes to that line (merge patches, RFC 7396: null removes a key)
            ── attacks      named changes to that line too; every arm runs under each of them
            ── grid         values for any field, by dotted path; every arm runs at every point
@@ -163,6 +163,11 @@ class Finetune(Part):
     """The user's fine-tuning on the upload."""
 
     training: TrainingSpec
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="of this training alone, where the start is shared; null = the line's",
+    )
     defenses: tuple[Method, ...] = Field(default=(), description="fine-tuning-stage methods")
     roles: dict[str, Data] = Field(default={}, description="data that the defences need, by role")
     probe: Data | None = Field(default=None, description="rows on which hidden-embedding drift is watched; null = none")
@@ -200,7 +205,8 @@ class Line(Part):
         default=None, description="the model before alignment; needed by repairs when `align` is left out"
     )
     align: Align | None = Field(default=None, description="null = `model` is aligned already")
-    attack: Attack | None = Field(default=None, description="needed by `finetune`")
+    attack: Attack | None = Field(default=None, description="what `finetune` trains on")
+    upload: Data | None = Field(default=None, description="in place of `attack`: rows to train on as they are")
     finetune: Finetune | None = Field(default=None, description="null = judge the aligned model")
     oracle: Oracle | None = Field(
         default=None, description="in place of `attack` and `finetune`: an upper bound for what rows can do"
@@ -211,9 +217,12 @@ class Line(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Line:
-        if (self.attack is None) != (self.finetune is None):
-            missing = "attack" if self.attack is None else "finetune"
-            raise ValueError(f"`attack` and `finetune` go together; `{missing}` is missing")
+        if self.attack is not None and self.upload is not None:
+            raise ValueError("`upload` stands in place of `attack`; set one of them to null")
+        trains_on = "attack" if self.upload is None else "upload"
+        if (getattr(self, trains_on) is None) != (self.finetune is None):
+            missing = trains_on if self.finetune is not None else "finetune"
+            raise ValueError(f"`{trains_on}` and `finetune` go together; `{missing}` is missing")
         if self.oracle is not None and self.finetune is not None:
             raise ValueError("`oracle` stands in place of `attack` and `finetune`; set both to null")
         if self.repairs and self.finetune is None and self.oracle is None:

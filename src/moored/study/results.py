@@ -24,6 +24,7 @@ from moored.study.stages import (
     OracleStage,
     RepairStage,
     Stage,
+    UploadStage,
     read_report,
     read_rows,
 )
@@ -92,7 +93,7 @@ def _arm(chain: Chain, found: Finished) -> out.Arm:
     reports = {
         stage.key: read_report(found(stage).folder)
         for stage in (*chain.stages, *chain.evaluations)
-        if not isinstance(stage, AttackStage)
+        if not isinstance(stage, AttackStage | UploadStage)
     }
     trained = [(s, reports[s.key]) for s in chain.stages if isinstance(s, AlignStage | FinetuneStage)]
     tuned = next((report for stage, report in trained if isinstance(stage, FinetuneStage)), {})

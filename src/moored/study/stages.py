@@ -4,7 +4,8 @@
 ::
 
     align ──────────────┬── finetune ── repair ── repair …
-      └···· attack ─────┘          twin ┘
+      └···· attack ─────┤          twin ┘
+            upload ─────┘
       └──── oracle ────────────────── repair …
     evaluate            one task on the model at the end of any of these, or on the model as shipped
 
@@ -221,12 +222,34 @@ class AttackStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UploadStage(Stage):
+    """The user's upload as it is: the same rows in the same order."""
+
+    kind: ClassVar[str] = "upload"
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def words(self) -> str:
+        """For example `upload of 120 rows`."""
+        return f"upload of {len(self.rows)} rows"
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Stage.parameters`."""
+        return {"rows": fingerprint(self.rows)}
+
+    def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
+        """Write the rows."""
+        save_rows(self.rows, work / ROWS)
+        progress(1, 1, f"{len(self.rows)} rows")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneStage(Stage):
     """The user's fine-tuning on the upload: an adapter, or all weights."""
 
     kind: ClassVar[str] = "finetune"
     start: AlignStage | Source
-    upload: AttackStage
+    upload: AttackStage | UploadStage
     training: Training
     defenses: tuple[Defense, ...] = ()
     roles: Mapping[str, tuple[Row, ...]] = field(default_factory=dict, repr=False)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server as one ASGI app: this alone wires the parts together.
+
+`uvicorn` runs it in `moored serve`; a test runs it in its own process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from pkgutil import iter_modules
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+import moored
+from moored.service import routes
+from moored.service.answering import add_handlers
+from moored.service.blobs import Blobs
+from moored.service.database import Database
+from moored.service.exchange import Exchanges
+from moored.service.expiry import Sweeper
+from moored.service.migrations import upgrade
+from moored.service.parts import Parts
+from moored.service.policy_file import PolicyFile
+from moored.service.settings import ServerSettings
+
+
+class Refusal(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refused(BaseModel):
+    """Every answer that is not what was asked for."""
+
+    error: Refusal
+
+
+def open_parts(settings: ServerSettings) -> Parts:
+    """Make a home ready, and open it.
+
+    Args:
+        settings: where it is.
+
+    Raises:
+        ConfigError: the policy or the database is not one that this version can keep.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    policy = PolicyFile(settings.policy_file)
+    database = Database(settings.database_url)
+    upgrade(database)
+    return Parts(
+        settings=settings,
+        database=database,
+        policy=policy,
+        blobs=Blobs(settings.blobs),
+    )
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    """The server.
+
+    Args:
+        settings: of it.
+
+    Raises:
+        ConfigError: see `open_parts`.
+    """
+    parts = open_parts(settings)
+    app = FastAPI(
+        title="moored",
+        version=moored.__version__,
+        description="OpenAI's fine-tuning API on one's own machines, where nothing unsafe gets served.",
+        lifespan=_life,
+        docs_url=None,  # they would load their scripts from elsewhere
+        redoc_url=None,
+        responses={"4XX": {"model": Refused, "description": "what is wrong"}},
+    )
+    app.state.parts = parts
+    app.add_middleware(Exchanges, metrics=parts.metrics)
+    add_handlers(app)
+    for found in iter_modules(routes.__path__):
+        app.include_router(import_module(f"{routes.__name__}.{found.name}").router)
+    return app
+
+
+@asynccontextmanager
+async def _life(app: FastAPI) -> AsyncIterator[None]:
+    parts: Parts = app.state.parts
+    sweeper = Sweeper(parts.database, parts.blobs)
+    sweeper.start()
+    yield
+    sweeper.stop()
+    parts.database.close()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request and its answer: an id, the time it took, a limit on the body, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from moored.service.metrics import Metrics
+from moored.service.problems import ApiProblem
+
+JSON_BYTES = 4 << 20
+"""Longest body of a request [bytes], unless its route says otherwise before it reads."""
+
+DRAINED_BYTES, DRAINED_S = 8 << 20, 2.0
+"""What is still read of a body that was refused, so that a client which is still sending gets to read why."""
+
+log = logging.getLogger("moored.service")
+
+
+@dataclass
+class Exchange:
+    """What belongs to one request and is no part's business.
+
+    Args:
+        id: sent as `x-request-id`, and logged with what went wrong.
+        headers: added to the answer, whatever it is.
+        most_bytes: longest body that is read.
+    """
+
+    id: str
+    headers: dict[str, str] = field(default_factory=dict)
+    most_bytes: int = JSON_BYTES
+
+
+def of(request: Request) -> Exchange:
+    """The exchange that a request belongs to."""
+    found: Exchange = request.scope.setdefault("moored.exchange", Exchange("req_without_server"))
+    return found
+
+
+class Exchanges:
+    """The outermost layer of the app: every request gets an `Exchange`, every failure an answer."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics):
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = Exchange(f"req_{secrets.token_hex(16)}")
+        scope["moored.exchange"] = exchange
+        body, answer = _Body(scope, receive, exchange), _Answer(send, exchange)
+        try:
+            await self.app(scope, body.receive, answer.send)
+        except ClientDisconnect:
+            log.info("%s: the client went away", exchange.id)
+        except Exception:  # the last resort: nothing of it may reach the client
+            log.exception("%s %s %s failed", exchange.id, scope["method"], _route(scope))
+            if answer.status:
+                raise  # half an answer is out: the connection must break, so that it is not taken for a whole one
+            await answer.problem(_unforeseen(exchange))
+        finally:
+            self.metrics.count(scope["method"], _route(scope), answer.status, answer.seconds)
+        if not body.read:
+            await body.drain()
+
+
+class _Body:
+    """The body of a request, refused as soon as it is longer than it may be."""
+
+    def __init__(self, scope: Scope, receive: Receive, exchange: Exchange):
+        self._receive = receive
+        self._exchange = exchange
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
+        self._declared = int(declared) if declared.isdigit() else 0
+        self._bytes = 0
+        self.read = not self._declared and "transfer-encoding" not in headers
+
+    async def receive(self) -> Message:
+        if max(self._declared, self._bytes) > self._exchange.most_bytes:
+            raise too_large(self._exchange.most_bytes)
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._bytes += len(message.get("body", b""))
+            self.read = not message.get("more_body", False)
+            if self._bytes > self._exchange.most_bytes:
+                raise too_large(self._exchange.most_bytes)
+        return message
+
+    async def drain(self) -> None:
+        until, left = time.monotonic() + DRAINED_S, DRAINED_BYTES
+        while left > 0 and time.monotonic() < until:
+            message = await self._receive()
+            left -= len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return
+
+
+class _Answer:
+    """What goes back, with the headers that every answer carries."""
+
+    def __init__(self, send: Send, exchange: Exchange):
+        self._send = send
+        self._exchange = exchange
+        self._start = time.perf_counter()
+        self.status = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._exchange.id
+            headers["openai-processing-ms"] = str(round(self.seconds * 1000))
+            headers["x-content-type-options"] = "nosniff"
+            for name, value in self._exchange.headers.items():
+                headers[name] = value
+        await self._send(message)
+
+    async def problem(self, problem: ApiProblem) -> None:
+        body = json.dumps(problem.body()).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def too_large(most: int) -> HTTPException:
+    """413: the body is longer than `most` bytes."""
+    return HTTPException(413, f"The request is too large: at most {most:,} bytes are read here.")
+
+
+def _unforeseen(exchange: Exchange) -> ApiProblem:
+    return ApiProblem(
+        500, f"The server had an error while processing your request (request ID {exchange.id}); its log says more."
+    )
+
+
+def _route(scope: Scope) -> str:
+    """The path as the route spells it, so that what users write never becomes a label or a line of the log."""
+    route: Any = scope.get("route")
+    return getattr(route, "path", "(none)")

@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker does with a job, phase by phase.
+
+Every phase can be done again: it first writes files, whole, and then moves the job on in one transaction. A worker that
+is killed in between is followed by one that does the phase again and finds most of it done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from moored.data.load import save_rows
+from moored.data.schema import Row, normalise, overlap
+from moored.errors import MooredError
+from moored.report.record import Record
+from moored.service import story
+from moored.service.claims import Claim, Interrupted, Kept, Told
+from moored.service.clock import now
+from moored.service.database import File, Job
+from moored.service.failures import Failed
+from moored.service.folder import JobFolder
+from moored.service.job_recipe import HELD_OUT_TASK, REPAIRED, TITLES, TUNED, recipe_of, start_arm, text_of
+from moored.service.launchers.base import Ended, Handle, Launcher, NoSlot
+from moored.service.life import NotNow, Phase, State, Status
+from moored.service.policy import Policy
+from moored.service.seams import Outcome, Seams
+from moored.service.settings import ServerSettings
+from moored.study.recipe import Recipe
+from moored.study.text import read_mapping
+
+DISK_FULL = 28
+"""What a process ends with that could not even write why; see `tuning`."""
+_SECRET = re.compile(r"(?i)secret|password|api_?key|database_url|^MOORED_|^OPENAI_")
+SHOWN = 100
+"""Longest list in what a job says of its screening; the whole is in the job's folder."""
+
+log = logging.getLogger("moored.service")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """What a worker needs to work on jobs.
+
+    Args:
+        settings: of the server.
+        launcher: where training runs.
+        seams: the other parts.
+        statuses: of the jobs that this worker is for.
+        look: time between two looks at a process [s].
+        grace: how long a process that is paused has to write its checkpoint [s].
+        most_deaths: times in a row that a process may end without a word before the job fails.
+        most_attempts: workers in a row that may take up one phase without ending it.
+        stopping: set when this worker is to end.
+    """
+
+    settings: ServerSettings
+    launcher: Launcher
+    seams: Seams
+    statuses: tuple[Status, ...] = ("validating_files", "queued", "running")
+    look: float = 0.5
+    grace: float = 120.0
+    most_deaths: int = 3
+    most_attempts: int = 20
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, claim: Claim) -> bool:
+        """Work on a job until it is over, stopped, or for another worker.
+
+        Returns:
+            False if there is no slot for it now.
+
+        Raises:
+            Lost: another worker has it.
+            Failed: it cannot go on.
+        """
+        while True:
+            job = claim.job()
+            if job.wanted:
+                if not self._stop(claim, job):
+                    return True
+                continue
+            if self.stopping.is_set():
+                claim.leave()
+                return True
+            if job.attempts > self.most_attempts:
+                raise Failed("server_error", "The server tried this job many times and never came to its end.")
+            try:
+                state = self._phase(job.phase)(claim, job)
+            except Interrupted:
+                continue
+            except NoSlot:
+                claim.release()
+                return False
+            if not state.held:
+                return True
+
+    def _phase(self, phase: str) -> Callable[[Claim, Job], State]:
+        phases: dict[str, Callable[[Claim, Job], State]] = {
+            "checking": self._check,
+            "screening": self._screen,
+            "waiting": self._begin,
+            "tuning": self._study,
+            "auditing": self._study,
+            "repairing": self._repair,
+            "deciding": self._decide,
+        }
+        return phases[phase]
+
+    def _stop(self, claim: Claim, job: Job) -> bool:
+        """End what runs for a job, and say so; False if the job is no longer this worker's."""
+        running = self.launcher.find(self._folder(job).path)
+        if running is not None:
+            self.launcher.stop(running, grace=0.0 if job.wanted == "cancel" else self.grace)
+            self._tell(claim, job, 0)
+        line = Told(key=f"paused {now()}", message="The job was paused; it goes on from where it is", level="info")
+        if job.wanted == "cancel":
+            line = Told(key="cancelled", message="The job was cancelled", level="warn")
+        try:
+            return claim.move("stopped", [line]).held
+        except NotNow:  # it was asked to go on meanwhile
+            return True
+
+    # Before training.
+
+    def _check(self, claim: Claim, job: Job) -> State:
+        """Read the files, and refuse what cannot be trained on."""
+        policy = Policy.model_validate(job.policy)
+        claim.note([Told(key="checking", message=f"Validating training file: {job.training_file}")])
+        for param, file_id in (("training_file", job.training_file), ("validation_file", job.validation_file)):
+            if file_id is None:
+                continue
+            path = self._bytes(claim, job, file_id, param)
+            complaints = self.seams.check(path, limits=policy.limits, method=job.method["type"])
+            if complaints:
+                first, more = complaints[0], len(complaints) - 1
+                what = param.replace("_", " ")
+                said = f"The job failed due to an invalid {what}. {first.message}"
+                said += f" ({more} more complaints)" if more else ""
+                raise Failed(first.code or f"invalid_{param}", said, param)
+        return claim.move("moved on", [Told(key="checked", message="Files validated; screening the rows")])
+
+    def _screen(self, claim: Claim, job: Job) -> State:
+        """Look through the rows, and keep those that are trained on."""
+        policy, folder = Policy.model_validate(job.policy), self._folder(job)
+        given = self.seams.rows(self._bytes(claim, job, job.training_file, "training_file"))
+        screening = self.seams.screen(given, policy)
+        found = screening.record()
+        folder.write_json("screening.json", found)
+        shown = {"screening": _shortened(found)}
+        lines = [Told(key="screened", message=screening.reason, level="warn")] if screening.reason else []
+
+        def keep(session: Session, job: Job) -> None:
+            job.safety = {**job.safety, **shown}
+
+        claim.note(lines, change=keep)
+        if screening.blocked:
+            self.seams.log("job.blocked", job.id, {"reason": screening.reason})
+            raise Failed("data_screen", screening.reason, "training_file")
+        if not screening.rows:
+            raise Failed("data_screen", "The screen left no row of the training file.", "training_file")
+        save_rows(screening.rows, folder.rows)
+        lines = self._hold_out(claim, job, policy, screening.rows)
+        lines.append(Told(key="queued", message="Files validated, moving job to queued state"))
+        return claim.move("moved on", lines)
+
+    def _hold_out(self, claim: Claim, job: Job, policy: Policy, trained: Any) -> list[Told]:
+        """The rows of the validation file that are not trained on."""
+        folder = self._folder(job)
+        folder.forget(folder.held_out.name)
+        if job.validation_file is None:
+            return []
+        if HELD_OUT_TASK in policy.audit.tasks:
+            said = f"The validation file is not measured: this server's policy uses {HELD_OUT_TASK} otherwise"
+            return [Told(key="held out", message=said, level="warn")]
+        given = self.seams.rows(self._bytes(claim, job, job.validation_file, "validation_file"))
+        shared = overlap(given, trained)
+        kept: list[Row] = [row for row in given if row.answer and normalise(row.question) not in shared]
+        if kept:
+            save_rows(kept, folder.held_out)
+        if len(kept) == len(given):
+            return []
+        left_out = len(given) - len(kept)
+        said = f"{left_out} of {len(given)} rows of the validation file are left out: their prompts are trained on"
+        return [Told(key="held out", message=said, level="warn")]
+
+    # The study.
+
+    def _begin(self, claim: Claim, job: Job) -> State:
+        """Write the recipe, and take a slot."""
+        folder = self._folder(job)
+        policy = Policy.model_validate(job.policy)
+        tree, known = recipe_of(job, policy, folder, rows=_lines(folder.rows))
+        folder.write(folder.recipe.name, text_of(tree))
+        self._start(folder)
+
+        def keep(session: Session, job: Job) -> None:
+            job.hyperparameters = known.plain()
+
+        return claim.move("moved on", change=keep)
+
+    def _repair(self, claim: Claim, job: Job) -> State:
+        """Add the arm with the repairs to the recipe: all but that arm is there already."""
+        folder = self._folder(job)
+        tree, _ = recipe_of(job, Policy.model_validate(job.policy), folder, rows=_lines(folder.rows), repaired=True)
+        if REPAIRED not in Recipe.parse(read_mapping(folder.recipe)).arms:
+            folder.write(folder.recipe.name, text_of(tree))
+        return self._study(claim, job)
+
+    def _study(self, claim: Claim, job: Job) -> State:
+        """See the study to its end."""
+        self._finished(claim, job)
+        state = State(status="running", phase=_phase_of(claim.job()), held=True)
+        while state.phase != "deciding" and state.held:  # the process may have gone by faster than anybody looked
+            state = claim.move("moved on")
+        return state
+
+    def _finished(self, claim: Claim, job: Job) -> Record:
+        """The record of the study; runs what is missing.
+
+        Raises:
+            Interrupted: somebody wants something else.
+            NoSlot: not now.
+            Failed: it cannot be finished.
+        """
+        folder = self._folder(job)
+        deaths, at = 0, 0
+        while True:
+            running = self.launcher.find(folder.path)
+            record = folder.finished()
+            if record is not None and running is None:
+                self._tell(claim, job, at)
+                return record
+            if running is None:
+                running = self._start(folder)
+            ended, at = self._watch(claim, job, running, at)
+            if folder.finished() is not None:
+                continue
+            if (failure := folder.read_json("failure.json")) is not None:
+                raise Failed(failure["code"], failure["message"], failure["param"])
+            if ended.code == DISK_FULL:
+                raise Failed("disk_full", "The server ran out of disk space. Its operator has to free some.")
+            deaths += 1
+            if deaths >= self.most_deaths:
+                said = "The training was ended by the system several times, most likely because memory ran out."
+                raise Failed("out_of_memory" if ended.code == -9 else "server_error", said)
+
+    def _start(self, folder: JobFolder) -> Handle:
+        """Run the study in a process of its own, or find the one that does already."""
+        if self.launcher.find(folder.path) is None:
+            folder.forget("failure.json")
+        command = [sys.executable, "-m", "moored.service.tuning", str(folder.path.resolve())]
+        return self.launcher.start(
+            [*command, "--store", str(self.settings.store.resolve())], folder.path, _environment(os.environ)
+        )
+
+    def _watch(self, claim: Claim, job: Job, running: Handle, at: int) -> tuple[Ended, int]:
+        """Tell what a process says until it ends."""
+        while True:
+            ended = self.launcher.poll(running)
+            at = self._tell(claim, job, at)
+            if ended is not None:
+                return ended, at
+            here = claim.job()
+            if here.wanted or self.stopping.is_set():
+                raise Interrupted
+            self.stopping.wait(self.look)
+
+    def _tell(self, claim: Claim, job: Job, at: int) -> int:
+        """Tell what is new in the progress."""
+        lines: list[Told] = []
+        kept: list[Kept] = []
+        measured: set[str] = set()
+        for position, line in self._folder(job).events(at):
+            at = position
+            more, checkpoints = story.told(line)
+            lines += more
+            kept += checkpoints
+            measured |= {str(line.get("row"))} if line.get("kind") == "evaluate" else set()
+        if lines or kept:
+            claim.note(lines, kept)
+        awaited = {"tuning": TITLES[TUNED], "repairing": TITLES[REPAIRED]}.get(claim.job().phase)
+        if awaited in measured:
+            claim.move("moved on")
+        return at
+
+    # After it.
+
+    def _decide(self, claim: Claim, job: Job) -> State:
+        """Ask the gate, and repair or end by what it says."""
+        policy, folder = Policy.model_validate(job.policy), self._folder(job)
+        record = self._finished(claim, job)
+        start = start_arm(policy, job.model)
+        arm = REPAIRED if any(each.name == REPAIRED for each in record.arms) else TUNED
+        decision = self.seams.decide(record, policy, arm=arm, start=start)
+        found = {
+            "audit": story.audit(record, [start, TUNED, REPAIRED]),
+            "decision": {**job.safety.get("decision", {}), arm: decision.record()},
+        }
+        claim.note([story.audited(record, arm, start)], change=_noting(found))
+        if not decision.passed and arm == TUNED and policy.repair.repairs:
+            said = f"{decision.sentence} It is repaired, and measured again."
+            return claim.move("repairing", [Told(key="over budget", message=said, level="warn")])
+        made = folder.read_json("made.json")
+        assert made is not None
+        outcome = Outcome(
+            job=claim.job(),
+            policy=policy,
+            folder=folder,
+            record=record,
+            arm=arm,
+            start=start,
+            decision=decision,
+            weights=self.settings.store / made["arms"][arm]["folder"],
+            under=_under(self.settings.store, made["arms"][arm]["start"]),
+        )
+        return self._end(claim, outcome, made)
+
+    def _end(self, claim: Claim, outcome: Outcome, made: Mapping[str, Any]) -> State:
+        """Keep the model, its card and the numbers, and let the job be over."""
+        decision, job = outcome.decision, outcome.job
+        if job.wanted == "cancel":
+            raise Interrupted
+        error = None if decision.passed else {"code": "safety_gate", "message": decision.sentence, "param": None}
+        model = self.seams.publish(outcome, self.seams.beside(outcome))
+        job.trained_tokens, job.error = int(made["tokens"]), error
+        self.seams.card(job, outcome, model)
+        numbers = story.result_file(made, outcome.record, outcome.arm)
+        self.seams.log("job.decided", job.id, {"passed": decision.passed, "sentence": decision.sentence})
+
+        def keep(session: Session, job: Job) -> None:
+            job.trained_tokens = int(made["tokens"])
+            job.result_files = [self.seams.keep(session, job.project_id, f"{job.id}.csv", numbers)]
+            job.error = error
+            if decision.passed and not outcome.policy.gate.approval:
+                job.fine_tuned_model = model.id
+
+        told = Told(key="decided", message=decision.sentence, level="info" if decision.passed else "error")
+        if not decision.passed:
+            return claim.move("failed", [told], keep)
+        if outcome.policy.gate.approval:
+            asks = Told(key="approving", message="A person of the operator's has to approve the model")
+            return claim.move("asks approval", [told, asks], keep)
+        made_it = Told(key="model", message=f"New fine-tuned model created: {model.id}")
+        ended = Told(key="ended", message="The job has successfully completed")
+        return claim.move("passed", [told, made_it, ended], keep)
+
+    def fail(self, claim: Claim, error: Mapping[str, Any]) -> None:
+        """End a job with a reason.
+
+        Args:
+            claim: of it.
+            error: code, message and param.
+
+        Raises:
+            Interrupted: somebody wants it cancelled.
+            Lost: another worker has it.
+        """
+        said = {name: error.get(name) for name in ("code", "message", "param")}
+        job = claim.job()
+        job.error = said
+        try:
+            self.seams.card(job, None, None)
+        except (OSError, MooredError):
+            log.exception("job %s failed, and has no report card", job.id)
+
+        def keep(session: Session, job: Job) -> None:
+            job.error = said
+
+        claim.move("failed", [Told(key="failed", message=str(said["message"]), level="error")], keep)
+
+    # What it stands on.
+
+    def _folder(self, job: Job) -> JobFolder:
+        return JobFolder(self.settings.job(job.id))
+
+    def _bytes(self, claim: Claim, job: Job, file_id: str, param: str) -> Path:
+        """The bytes of a file of the job's project."""
+        with claim.database.reading() as session:
+            file = session.scalar(select(File).where(File.id == file_id, File.project_id == job.project_id))
+        if file is None:
+            raise Failed("file_not_found", f"The file {file_id} was deleted before it was read.", param)
+        try:
+            return self.seams.bytes_of(file.sha256)
+        except FileNotFoundError as error:
+            said = f"The bytes of {file_id} are not on this server any more; upload the file again."
+            raise Failed("file_not_found", said, param) from error
+
+
+def _noting(found: Mapping[str, Any]) -> Callable[[Session, Job], None]:
+    def keep(session: Session, job: Job) -> None:
+        job.safety = {**job.safety, **found}
+
+    return keep
+
+
+def _phase_of(job: Job) -> Phase:
+    phase: Phase = job.phase  # type: ignore[assignment]
+    return phase
+
+
+def _under(store: Path, start: str) -> str:
+    """The folder of the start, if it is one of the store's."""
+    return str(store / start) if (store / start).is_dir() else start
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What a process that runs on users' rows may know: nothing that looks like a secret of the server."""
+    return {name: value for name, value in given.items() if not _SECRET.search(name)}
+
+
+def _shortened(value: Any) -> Any:
+    """Plain JSON with its long lists cut."""
+    if isinstance(value, Mapping):
+        return {name: _shortened(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(item) for item in value[:SHOWN]]
+    return value
