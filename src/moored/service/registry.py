@@ -117,6 +117,11 @@ class Registry:
         self._told: dict[str, str] = {}
         self._lock = threading.Lock()
 
+    def prepare(self) -> None:
+        """Find the models of the policy, which takes seconds once: what the first request would wait for."""
+        for name in self._policy().models:
+            self._ready(name)
+
     def names(self, caller: Caller) -> list[Listed]:
         """All that a caller can chat with: the models of the policy that are ready, and its project's own that passed.
 
