@@ -57,7 +57,6 @@ tasks = {{ harmful_requests = {{ n = 4 }}, over_refusal = {{ n = 4 }}, utility =
 def make_home(home: Path) -> dict[str, object]:
     """A home with a key, a model of the policy, two that passed, and files; gives the key and the names."""
     from moored.service.app import open_parts
-
     from moored.service.database import File, Job, Project
     from moored.service.identity import make_key
     from moored.service.registry import publish
@@ -153,8 +152,8 @@ def server(home: Path) -> Iterator[str]:
 def serve(home: Path, port: int) -> None:
     """What `--serve` does."""
     import uvicorn
-    from moored.service.app import create_app
 
+    from moored.service.app import create_app
     from moored.service.settings import ServerSettings
 
     uvicorn.run(create_app(ServerSettings(home=home, port=port)), port=port, log_level="warning")

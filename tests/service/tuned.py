@@ -130,6 +130,7 @@ def app_of(home, engine):
         registry=home.registry,
         engine=engine,
         rates=Unlimited(),
+        blobs=Blobs(home.settings.blobs),
     )
 
     @app.exception_handler(ApiProblem)
