@@ -282,7 +282,8 @@ class Registry:
         try:
             found = self._fingerprints.digest(self._folder(model), self._start(model))
         except (MooredError, OSError) as error:
-            found = f"cannot be read: {error}"
+            log.error("the weights of %s cannot be read: %s", model.id, error)
+            found = f"cannot be read ({type(error).__name__})"
         if found == model.sha256:
             self._told.pop(model.id, None)
             return None
@@ -291,7 +292,10 @@ class Registry:
         self._unload(model.id)
         if new:
             log.error("the weights of %s are not those that passed: %s, not %s", model.id, found, model.sha256)
-            self._refused(Refusal(model=model.id, project_id=model.project_id, expected=model.sha256, found=found))
+            try:
+                self._refused(Refusal(model=model.id, project_id=model.project_id, expected=model.sha256, found=found))
+            except (MooredError, OSError) as error:  # refused it is all the same
+                log.error("the audit log does not say so: %s", error)
         return found
 
     def _folder(self, model: Model) -> Path:
