@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from moored.errors import CheckpointError
+from moored.service import starts
 from moored.service.database import Model
 from moored.service.fingerprints import Fingerprints, digest
 from moored.service.problems import ApiProblem
@@ -259,7 +260,7 @@ def aligned_stage(rules, store):
     return next(stage for stage in stages if isinstance(stage, AlignStage))
 
 
-def test_an_aligned_start_is_ready_once_it_is_made(home):
+def test_an_aligned_start_is_ready_once_it_is_made_and_as_long_as_it_is_there(home, monkeypatch):
     home.rules = policy(home.start, models={"safe": {"source": str(home.start), "align": ALIGN}})
     store = Store(home.settings.store)
     assert start_of(home.rules, "safe", store) is None
@@ -273,9 +274,12 @@ def test_an_aligned_start_is_ready_once_it_is_made(home):
         store.started(stage)
         shutil.copytree(home.start, work / "model")
         done = store.finished(stage, 1.0)
+    monkeypatch.setattr(starts, "_NEWS_S", 0.0)
     assert start_of(home.rules, "safe", store) == str(done.folder / "model")
     assert [listed.name for listed in home.registry.names(home.caller())] == ["small", "safe"]
     assert home.registry.open("safe", home.caller()).weights == str(done.folder / "model")
+    shutil.rmtree(done.folder)
+    assert [listed.name for listed in home.registry.names(home.caller())] == ["small"]
     store.close()
 
 

@@ -54,8 +54,12 @@ def start_of(policy: Policy, name: str, store: Store) -> str | None:
     return _there(_source_of(policy, name, store), store)
 
 
-_PATIENCE = 10.0
-"""What cannot be planned is not tried again so soon [s]."""
+_PATIENCE_S = 10.0
+"""What cannot be planned is not tried again so soon."""
+_NEWS_S = 1.0
+"""What is not made yet is not looked for again so soon."""
+
+Version = tuple[str, str]
 
 
 class Starts:
@@ -67,28 +71,45 @@ class Starts:
 
     def __init__(self, root: Path):
         self._root = root
-        self._known: dict[tuple[str, str], str | AlignStage] = {}
-        self._failed: dict[tuple[str, str], tuple[float, MooredError]] = {}
+        self._known: dict[Version, str | AlignStage] = {}
+        self._made: dict[Version, str] = {}
+        self._failed: dict[Version, tuple[float, MooredError]] = {}
+        self._missed: dict[Version, float] = {}
         self._lock = threading.Lock()
 
     def find(self, policy: Policy, name: str) -> str | None:
-        """See `start_of`."""
+        """See `start_of`. What was made stays as it is, so that only its being there is looked at again."""
+        version = (policy.sha256, name)
+        made = self._made.get(version)
+        if made is not None and (made == self._known[version] or Path(made).is_dir()):
+            return made
+        with self._lock:
+            missed = self._missed.get(version)
+            if missed is not None and time.monotonic() - missed < _NEWS_S:
+                return None
+            failed = self._failed.get(version)
+            if failed is not None and time.monotonic() - failed[0] < _PATIENCE_S:
+                raise failed[1]
+            return self._looked_up(version, policy, name)
+
+    def _looked_up(self, version: Version, policy: Policy, name: str) -> str | None:
         from moored.study.store import Store
 
-        store = Store(self._root)
+        store = Store(self._root)  # one is of one thread, and opening it takes a while
         try:
-            with self._lock:
-                return _there(self._source(policy, name, store), store)
+            source = self._source(version, policy, name, store)
+            found = _there(source, store)
         finally:
             store.close()
+        if found is None:
+            self._missed[version] = time.monotonic()
+        else:
+            self._made[version] = found
+        return found
 
-    def _source(self, policy: Policy, name: str, store: Store) -> str | AlignStage:
-        version = (policy.sha256, name)
+    def _source(self, version: Version, policy: Policy, name: str, store: Store) -> str | AlignStage:
         if version in self._known:
             return self._known[version]
-        failed = self._failed.get(version)
-        if failed is not None and time.monotonic() - failed[0] < _PATIENCE:
-            raise failed[1]
         try:
             self._known[version] = _source_of(policy, name, store)
         except MooredError as error:
