@@ -39,6 +39,7 @@ def prompt_of(tokenizer: Any, question: Question, serving: Serving | None, vocab
         return _ids(tokenizer, text)
     before = render(tokenizer, serving.apply([]), generation=False) if serving else ""
     if isinstance(question.prompt, str):
+        _whole(question.prompt)
         own = tokenizer(question.prompt)["input_ids"] if not before else None
         own = own if own is not None else _ids(tokenizer, before + question.prompt.removeprefix(before))
     else:
@@ -91,7 +92,16 @@ def _refuse_markup(tokenizer: Any, texts: Sequence[str], param: str) -> None:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
+    _whole(text)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _whole(text: str) -> None:
+    """Refuse half a pair of surrogates, which JSON can spell and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise wrong(f"The text holds {text[error.start]!a}, which is no character.") from error
 
 
 def bytes_of(tokenizer: Any, token: int) -> bytes:
