@@ -29,5 +29,6 @@ class Words(str):
 class Pause(Exception):
     """Raised by a `Progress` to stop work that will be gone on with: training first writes a checkpoint."""
 
+
 Found = Callable[[int, str], None]
 """Called with an answer as soon as it is there: the number of its prompt, from 0, and the text."""

@@ -6,24 +6,30 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
 import moored
-from moored.service import routes
+from moored.service import audit_log, routes
 from moored.service.answering import add_handlers
 from moored.service.blobs import Blobs
 from moored.service.database import Database
+from moored.service.engines import engine_of
 from moored.service.exchange import Exchanges
 from moored.service.expiry import Sweeper
 from moored.service.migrations import upgrade
 from moored.service.parts import Parts
 from moored.service.policy_file import PolicyFile
+from moored.service.registry import Refusal as Changed
+from moored.service.registry import Registry
 from moored.service.settings import ServerSettings
 
 
@@ -55,12 +61,23 @@ def open_parts(settings: ServerSettings) -> Parts:
     policy = PolicyFile(settings.policy_file)
     database = Database(settings.database_url)
     upgrade(database)
+    engine = engine_of(settings)
     return Parts(
         settings=settings,
         database=database,
         policy=policy,
         blobs=Blobs(settings.blobs),
+        registry=Registry(
+            settings, database, policy, refused=partial(_write_down, settings.home), unload=engine.unload
+        ),
+        engine=engine,
     )
+
+
+def _write_down(home: Path, refusal: Changed) -> None:
+    """Weights that are not those that passed, in the audit log."""
+    details = {"project": refusal.project_id, "expected": refusal.expected, "found": refusal.found}
+    audit_log.append(home, "server", "model.changed", refusal.model, details)
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -95,6 +112,9 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     parts: Parts = app.state.parts
     sweeper = Sweeper(parts.database, parts.blobs)
     sweeper.start()
+    # Found before the first client waits for it; a daemon, so that a server which is stopped at once does stop.
+    threading.Thread(target=parts.registry.prepare, daemon=True).start()
     yield
     sweeper.stop()
+    parts.engine.close()
     parts.database.close()
