@@ -12,6 +12,7 @@ from moored.errors import CheckpointError
 from moored.service import starts
 from moored.service.database import Model
 from moored.service.fingerprints import Fingerprints, digest
+from moored.service.permits import Permits
 from moored.service.problems import ApiProblem
 from moored.service.registry import publish
 from moored.service.starts import SEED, start_of, start_recipe
@@ -75,6 +76,25 @@ def test_what_has_not_passed_is_as_if_it_never_was(home, options, state):
     model = home.tuned(**options)
     assert model.state == state
     assert_unknown(home, model.id)
+
+
+def test_what_the_report_card_does_not_permit_is_as_if_it_never_was(home):
+    model = home.tuned()
+    home.forbidden.add(model.job_id)
+    for call in (home.registry.open, home.registry.find):
+        assert refusal(lambda call=call: call(model.id, home.caller())).status == 404
+    assert [listed.name for listed in home.registry.names(home.caller())] == ["small"]
+
+
+def test_a_database_that_says_passed_serves_nothing_without_a_card(home):
+    model = home.tuned()
+    permits = Permits(home.settings)
+    assert not permits(model)
+    card = home.settings.job(model.job_id) / "card.json"
+    card.parent.mkdir(parents=True)
+    for text in ("{}", "no card", '{"card": {}, "signature": "AAAA"}'):
+        card.write_text(text, encoding="utf-8")
+        assert not permits(model)
 
 
 def test_a_job_without_a_word_on_approval_waits_for_a_person(home):

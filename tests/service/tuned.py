@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from peft import LoraConfig, get_peft_model
 
 from moored.data.tiny import tiny_model, tiny_tokenizer
+from moored.service.blobs import Blobs
 from moored.service.database import Base, Database, Job, Project
 from moored.service.identity import make_key, whose
 from moored.service.parts import Parts
@@ -85,11 +86,12 @@ class Home:
             for name in ("one", "two"):
                 session.add(Project(id=name, name=name, created_at=0, limits={}))
         self.keys = {name: make_key(self.database, name) for name in ("one", "two")}
-        self.refusals, self.unloaded = [], []
+        self.refusals, self.unloaded, self.forbidden = [], [], set()
         self.registry = Registry(
             self.settings,
             self.database,
             lambda: self.rules,
+            permits=lambda model: model.job_id not in self.forbidden,
             refused=self.refusals.append,
             unload=self.unload,
         )

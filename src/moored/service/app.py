@@ -27,6 +27,7 @@ from moored.service.exchange import Exchanges
 from moored.service.expiry import Sweeper
 from moored.service.migrations import upgrade
 from moored.service.parts import Parts
+from moored.service.permits import Permits
 from moored.service.policy_file import PolicyFile
 from moored.service.registry import Refusal as Changed
 from moored.service.registry import Registry
@@ -68,7 +69,12 @@ def open_parts(settings: ServerSettings) -> Parts:
         policy=policy,
         blobs=Blobs(settings.blobs),
         registry=Registry(
-            settings, database, policy, refused=partial(_write_down, settings.home), unload=engine.unload
+            settings,
+            database,
+            policy,
+            permits=Permits(settings),
+            refused=partial(_write_down, settings.home),
+            unload=engine.unload,
         ),
         engine=engine,
     )

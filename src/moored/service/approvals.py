@@ -20,10 +20,12 @@ from sqlalchemy.orm import Session
 
 from moored.errors import MooredError
 from moored.service import audit_log, report_card
+from moored.service.claims import place, state_of
 from moored.service.clock import now
 from moored.service.database import Database, Event, Job, Model
 from moored.service.identity import Caller
 from moored.service.ids import new_id
+from moored.service.life import after
 from moored.service.problems import ApiProblem, missing_job, wrong
 from moored.service.settings import ServerSettings
 
@@ -197,8 +199,7 @@ def _apply(session: Session, what: What, job: Job, model: Model, entry: dict[str
         message = f"An operator refused this model: {entry['reason']}" if entry["reason"] else "An operator refused it."
         job.error = {"code": "not_approved", "message": message, "param": None}
     if what != "override":
-        job.status, job.phase, job.wanted = "failed" if what == "refuse" else "succeeded", "over", ""
-        job.finished_at = now()
+        place(session, job, after(state_of(job), "failed" if what == "refuse" else "passed"))
     said = {
         "approve": f"An operator approved the model. New fine-tuned model created: {model.id}",
         "refuse": "An operator refused the model",

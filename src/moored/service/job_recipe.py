@@ -13,13 +13,12 @@ from moored.service.database import Job
 from moored.service.folder import JobFolder
 from moored.service.hyperparameters import Hyperparameters, resolved
 from moored.service.policy import Offered, Policy
+from moored.service.starts import SEED
 
 TUNED, REPAIRED = "tuned", "repaired"
 """Arms of the study."""
 TITLES = {TUNED: "Tuned", REPAIRED: "Repaired"}
 HELD_OUT_TASK = "perplexity"
-SEED = 0
-"""Of the provider's alignment and data, whatever seed a job has: they are made once and shared."""
 
 
 def start_arm(policy: Policy, model: str) -> str:

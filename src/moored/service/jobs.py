@@ -146,7 +146,7 @@ def shown(job: Job) -> dict[str, Any]:
         "finished_at": job.finished_at,
         "estimated_finish": job.estimated_finish,
         "model": job.model,
-        "fine_tuned_model": job.fine_tuned_model if job.status == "succeeded" else None,
+        "fine_tuned_model": job.fine_tuned_model if job.status == "succeeded" or _overridden(job) else None,
         "organization_id": job.project_id,
         "status": job.status,
         "training_file": job.training_file,
@@ -162,6 +162,12 @@ def shown(job: Job) -> dict[str, Any]:
         "user_provided_suffix": job.suffix,
         "x_safety": {"phase": job.phase, "wanted": job.wanted, "policy_sha256": job.policy_sha256, **job.safety},
     }
+
+
+def _overridden(job: Job) -> bool:
+    """Whether an operator has the model served that the gate, or a person, refused."""
+    people = job.safety.get("people", [])
+    return bool(people) and people[-1]["what"] == "override"
 
 
 def event_shown(event: Event) -> dict[str, Any]:

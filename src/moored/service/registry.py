@@ -97,6 +97,7 @@ class Registry:
         settings: where things are.
         database: what passed.
         policy: gives the policy as it is now.
+        permits: whether what was decided lets a model that passed be served; a second word beside the database's.
         refused: called once for each change of a model's bytes: writes the audit log.
         unload: called with the name of a model that may answer no more.
     """
@@ -107,11 +108,12 @@ class Registry:
         database: Database,
         policy: Callable[[], Policy],
         *,
+        permits: Callable[[Model], bool],
         refused: Callable[[Refusal], None] = lambda refusal: None,
         unload: Callable[[str], None] = lambda name: None,
     ):
         self._settings, self._database, self._policy = settings, database, policy
-        self._refused, self._unload = refused, unload
+        self._permits, self._refused, self._unload = permits, refused, unload
         self._starts = Starts(settings.store)
         self._fingerprints = Fingerprints()
         self._told: dict[str, str] = {}
@@ -132,7 +134,7 @@ class Registry:
         with self._database.reading() as session:
             mine = (Model.project_id == caller.project_id, Model.state == "passed")
             own = session.scalars(select(Model).where(*mine).order_by(Model.created_at, Model.id)).all()
-        tuned = [_listed(model) for model in own if self._changed(model) is None]
+        tuned = [_listed(model) for model in own if self._permits(model) and self._changed(model) is None]
         return [listed for listed in ready if listed is not None] + tuned
 
     def find(self, name: str, caller: Caller) -> Listed:
@@ -268,7 +270,7 @@ class Registry:
     def _passed(self, name: str, caller: Caller) -> Model:
         with self._database.reading() as session:
             model = session.scalar(_mine(name, caller))
-        if model is None:
+        if model is None or not self._permits(model):
             raise missing_model(name)
         return model
 

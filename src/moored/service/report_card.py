@@ -209,7 +209,8 @@ def verify_card(signed: Mapping[str, Any], public: str) -> bool:
         signed: the whole card, as plain JSON.
         public: the key that you trust, in base64; not the one that the card names.
     """
-    return isinstance(signed.get("card"), dict) and holds(_KIND, signed["card"], signed.get("signature", {}), public)
+    card, signature = signed.get("card"), signed.get("signature")
+    return isinstance(card, dict) and isinstance(signature, dict) and holds(_KIND, card, signature, public)
 
 
 def lets_serve(signed: Mapping[str, Any], public: str, sha256: str) -> bool:

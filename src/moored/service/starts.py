@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moored.study.store import Store
 
 SEED = 0
-"""Of the provider's alignment, whatever seed a job has: it is made once and shared."""
+"""Of the provider's alignment and data, whatever seed a job has: they are made once and shared."""
 
 
 def start_recipe(policy: Policy, name: str) -> dict[str, Any]:

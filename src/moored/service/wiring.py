@@ -19,6 +19,7 @@ from moored.errors import ConfigError, NotYetSupported
 from moored.service import files
 from moored.service.blobs import Blobs
 from moored.service.database import Database, File, Job, Model
+from moored.service.folder import JobFolder
 from moored.service.launchers.base import Launcher
 from moored.service.launchers.local import LocalLauncher
 from moored.service.policy import Limits, Policy
@@ -157,15 +158,8 @@ def _card(settings: ServerSettings, database: Database, job: Job, outcome: Outco
     report_card = _part("report_card")
     with database.reading() as session:
         file = session.scalar(select(File).where(File.id == job.training_file))
-    screened = job.safety.get("screening", {})
-    counts, kept = dict(screened.get("counts", {})), int(screened.get("kept", 0))
-    upload = report_card.Upload(
-        file_id=job.training_file,
-        sha256=file.sha256 if file is not None else "",
-        rows=int(screened.get("rows", 0)),
-        used=kept,
-        flagged=counts,
-    )
+    found = JobFolder(settings.job(job.id)).read_json("screening.json") or {}
+    upload = report_card.Upload.screened(job.training_file, file.sha256 if file is not None else "", found)
     measured = None if outcome is None else _measured(outcome)
     drawn = report_card.draw_up(job, upload=upload, measured=measured, model=model)
     report_card.publish(settings, drawn)

@@ -61,5 +61,5 @@ def _plugins() -> tuple[Any, ...]:
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     except ImportError as error:
         raise NeedsError("screening for secrets needs detect-secrets: pip install 'moored[serve]'") from error
-    classes = get_mapping_from_secret_type_to_class()
+    classes: dict[str, Any] = get_mapping_from_secret_type_to_class()
     return tuple(cls() for kind, cls in sorted(classes.items()) if kind not in _LEFT_OUT)
