@@ -4,38 +4,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from moored.context import Context
 from moored.defenses.base import Defense
-from moored.errors import CheckpointError, NeverSupported, NotYetSupported, require
-from moored.hf.checkpoint import Checkpoint, finite
-from moored.hf.hooks import weights_by_layer
-from moored.hf.matrices import Product, dense_matrices, products
+from moored.errors import NeverSupported, require
+from moored.hf.checkpoint import Checkpoint
 from moored.hf.sharding import require_whole
+from moored.hf.updates import Update, factors, updates
 from moored.method import MethodInfo, Need
-from moored.ops.gradient import add_, wide
+from moored.ops.gradient import add_
 from moored.ops.projection import project_on_safety
-
-
-class Update(NamedTuple):
-    """A trained weight matrix: what it was aligned from, and the names of what is trained."""
-
-    aligned: Float[Tensor, "o i"]
-    base: Float[Tensor, "o i"]
-    b: str
-    """lora_B, or the weight itself."""
-    a: str | None = None
-    """lora_A; None for a dense update."""
-    scale: float = 1.0
-    transposed: bool = False
-    """The dense weight is kept as (i, o)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,18 +119,18 @@ class AsFT(Defense):
         if not self.lam:
             return
         require_whole("AsFT", ctx.weights.values())
-        updates = ctx.live(self)["updates"] = list(_updates(ctx, Checkpoint.open(ctx.roles[Need.BASE.value])))
-        norms = [_norm(update) for update in updates]
+        found = ctx.live(self)["updates"] = list(updates(ctx, Checkpoint.open(ctx.roles[Need.BASE.value])))
+        norms = [_norm(update) for update in found]
         if not any(norms):
             raise NeverSupported(
                 f"`base` {ctx.roles[Need.BASE.value]} equals the aligned model in every trained matrix, so that "
                 "aligned - base gives no direction; give the model before alignment"
             )
-        trained = {name for u in updates for name in (u.b, u.a)}
+        trained = {name for u in found for name in (u.b, u.a)}
         ctx.resolve(
             self,
             lam=self.lam,
-            matrices=len(updates),
+            matrices=len(found),
             without_direction=norms.count(0.0),
             not_penalised=len(set(ctx.weights) - trained),
         )
@@ -159,7 +143,7 @@ class AsFT(Defense):
             return
         off = whole = torch.zeros((), dtype=torch.float64, device=ctx.trainer.args.device)
         for update in ctx.live(self)["updates"]:
-            left, right = _factors(ctx, update)
+            left, right = factors(ctx, update)
             x, y = off_direction(update.aligned, update.base, left, right)
             gram = None if right is None else right @ right.T
             off, whole = off + _square(x, gram, update.scale), whole + _square(left, gram, update.scale)
@@ -189,16 +173,6 @@ def off_direction(
     return x, x - project_on_safety(aligned, base, x, right).projected
 
 
-def _factors(ctx: Context, update: Update) -> tuple[Tensor, Tensor | None]:
-    """B and A of the update since the start, or the whole update and None, in fp32 at least."""
-    b, start = wide(ctx.weights[update.b]), wide(ctx.start[update.b])
-    if update.a is None:
-        whole = b - start
-        return (whole.T if update.transposed else whole), None
-    # an update with a trained A was zero at the start (`hf.matrices.products`), so that s B A is all of it
-    return (b if update.a in ctx.weights else b - start), wide(ctx.model.get_parameter(update.a))
-
-
 def _add(ctx: Context, update: Update, left: Tensor, right: Tensor | None, y: Tensor) -> None:
     """Add the gradient 2 lam s^2 (I - C)^2 B A to those of the trained factors."""
     if right is None:
@@ -219,48 +193,3 @@ def _norm(update: Update) -> float:
     """||V||."""
     none = update.aligned.new_zeros(update.aligned.shape[0], 1), update.aligned.new_zeros(1, update.aligned.shape[1])
     return project_on_safety(update.aligned, update.base, *none).norm
-
-
-def _updates(ctx: Context, base: Checkpoint) -> Iterator[Update]:
-    """The trained matrices of the decoder layers with their base weights."""
-    adapted = products(ctx.model, ctx.weights, ctx.start)
-    if adapted:
-        for product in adapted:
-            if ".lora_embedding_" not in product.b:
-                yield _of_product(ctx, base, product)
-        return
-    dense = set(dense_matrices(ctx.model, ctx.weights))
-    for names in weights_by_layer(ctx.model, ctx.weights).values():
-        for name in names:
-            if name in dense and name.endswith(".weight") and ctx.weights[name].ndim == 2:
-                turned = _turned(ctx.model.get_submodule(name.removesuffix(".weight")))
-                yield Update(*_pair(ctx.start[name], name, base, turned), b=name, transposed=turned)
-
-
-def _of_product(ctx: Context, base: Checkpoint, product: Product) -> Update:
-    module = product.b.rpartition(".lora_B.")[0]
-    layer: Any = ctx.model.get_submodule(module).get_base_layer()
-    pair = _pair(layer.weight.detach(), f"{module}.weight", base, _turned(layer))
-    return Update(*pair, b=product.b, a=product.a, scale=product.scale)
-
-
-def _turned(layer: nn.Module) -> bool:
-    """Whether a layer keeps its weight as (in, out), as GPT-2's Conv1D does."""
-    return not isinstance(layer, nn.Linear) and hasattr(layer, "nf")
-
-
-def _pair(aligned: Tensor, key: str, base: Checkpoint, turned: bool) -> tuple[Tensor, Tensor]:
-    """Aligned and base weight as (o, i), on the device of the former."""
-    if not aligned.is_floating_point() or aligned.ndim != 2:
-        raise NotYetSupported(
-            f"{key} is held as {aligned.dtype} {tuple(aligned.shape)}, and rounding would drown aligned - base; "
-            "load the model without quantisation"
-        )
-    weight = base.find(key)
-    if weight is None or weight.shape != tuple(aligned.shape):
-        found = "has no such weight" if weight is None else f"has {weight.shape}"
-        raise CheckpointError(
-            f"{key} is trained as {tuple(aligned.shape)}, but `base` {base.folder} {found}; give the same architecture"
-        )
-    before = finite(replace(weight, transposed=turned)).to(aligned.device)
-    return (aligned.T if turned else aligned), before

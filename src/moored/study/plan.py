@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moored.attacks.base import Attack
+from moored.attacks.gate_evasion import GateEvasion
 from moored.attacks.weight_oracle import WeightOracle
 from moored.catalogue import Noun, find
 from moored.data.load import load_rows, provenance
@@ -222,7 +223,7 @@ class _Planner:
         )
 
     def _finetune(self, line: Line, spec: Finetune, start: Source | AlignStage) -> FinetuneStage:
-        defenses = _built("defenses", spec.defenses)
+        defenses = (*_built("defenses", spec.defenses), *_evading(spec))
         needed = {need: type(d).__name__ for d in defenses for need in d.needs()}
         return FinetuneStage(
             start=start,
@@ -429,6 +430,11 @@ class _Planner:
 
 def _built(noun: Noun, methods: Sequence[Method]) -> tuple[Any, ...]:
     return tuple(build(noun, method.name, method.parameters) for method in methods)
+
+
+def _evading(spec: Finetune) -> tuple[Defense, ...]:
+    """What an attacker who runs the training adds to it."""
+    return (GateEvasion(**spec.evade.model_dump()),) if spec.evade else ()
 
 
 def _attacking(line: Line, spec: AttackSpec) -> Attack:

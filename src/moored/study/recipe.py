@@ -159,6 +159,14 @@ class Attack(Part):
         return Method(dict(self.__pydantic_extra__))
 
 
+class Evade(Part):
+    """A penalty with which an attacker who runs the training keeps clear of Safe LoRA's gate; see `GateEvasion`."""
+
+    tau: float = Field(default=0.35, ge=-1, le=1, description="cosine that the repair compares with")
+    margin: float = Field(default=0.05, ge=0, description="how far above it to stay")
+    mu: float = Field(default=10.0, ge=0, description="strength of the penalty")
+
+
 class Finetune(Part):
     """The user's fine-tuning on the upload."""
 
@@ -170,6 +178,9 @@ class Finetune(Part):
     )
     defenses: tuple[Method, ...] = Field(default=(), description="fine-tuning-stage methods")
     roles: dict[str, Data] = Field(default={}, description="data that the defences need, by role")
+    evade: Evade | None = Field(
+        default=None, description="the trained oracle: the attacker runs the training too, against Safe LoRA's gate"
+    )
     probe: Data | None = Field(default=None, description="rows on which hidden-embedding drift is watched; null = none")
 
 
