@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ class Running:
     other_key: str
     admin_key: str
     app: Any
+    clients: list[Any] = field(default_factory=list)
 
     @property
     def root(self) -> str:
@@ -43,7 +44,9 @@ class Running:
         """The real client of OpenAI; it does not try again, so that a test sees the first answer."""
         from openai import OpenAI
 
-        return OpenAI(base_url=self.base_url, api_key=key or self.key, max_retries=0, timeout=30)
+        client = OpenAI(base_url=self.base_url, api_key=key or self.key, max_retries=0, timeout=30)
+        self.clients.append(client)
+        return client
 
 
 @pytest.fixture
@@ -87,7 +90,10 @@ def server(app, keys) -> Iterator[Running]:
         threading.Event().wait(0.01)
     port = own.servers[0].sockets[0].getsockname()[1]
     key, other, admin = keys
-    yield Running(base_url=f"http://127.0.0.1:{port}/v1", key=key, other_key=other, admin_key=admin, app=app)
+    running = Running(base_url=f"http://127.0.0.1:{port}/v1", key=key, other_key=other, admin_key=admin, app=app)
+    yield running
+    for client in running.clients:
+        client.close()
     own.should_exit = True
     thread.join(20)
     assert not thread.is_alive()

@@ -122,7 +122,7 @@ def test_getting_better_is_no_loss():
         ),
         (lambda r: r["arms"][1].update(kind="trial"), "no tuned model"),
         (lambda r: r["arms"][0].update(kind="run"), "no start"),
-        (lambda r: r["tasks"][0].update(better="higher"), "no harmful score"),
+        (lambda r: r["tasks"][0].update(better="higher"), "cannot stand for: harmful score"),
         (lambda r: r.update(demonstration=True), "made-up"),
     ],
 )

@@ -12,6 +12,7 @@ import typer
 
 import moored
 from moored.cli import (
+    approve,
     attack,
     audit,
     audit_log,
@@ -52,6 +53,7 @@ app.command("judge")(judge.judge)
 app.command("audit")(audit.audit)
 app.add_typer(audit_log.app, name="audit-log")
 app.add_typer(card.app, name="card")
+app.command("approve")(approve.approve)
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)

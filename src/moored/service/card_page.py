@@ -46,13 +46,14 @@ def page(signed: Mapping[str, Any]) -> str:
         tone=tone,
         sentence=_sentence(card),
         people=[_person(entry) for entry in card["people"]],
-        overridden=any(entry["what"] == "override" for entry in card["people"]),
+        overridden=any(entry["what"] == "override" for entry in card["people"])
+        and not (card["decision"] and card["decision"]["passed"]),
         checks=[_check(check) for check in card["decision"]["checks"]] if card["decision"] else [],
         heads=["Task", *(COLUMNS[column] for column in columns)],
         tasks=[_task(task, columns) for task in card["tasks"]],
         judges=[[task["title"], task["judge"] or NOTHING, task["version"], task["data"]] for task in card["tasks"]],
         rows=_rows(card["data"]),
-        chains=[[COLUMNS[name], chain] for name, chain in card["method"]["chains"].items()] if card["method"] else [],
+        chains=[[title, card["method"]["chains"][name]] for name, title in COLUMNS.items() if name in _chains(card)],
         fired=_fired(card["method"]) if card["method"] else [],
         comparisons=card["answers"],
         caveats=CAVEATS,
@@ -69,7 +70,8 @@ def standing(card: Mapping[str, Any]) -> tuple[str, Literal["good", "bad", "ambe
     last = card["people"][-1]["what"] if card["people"] else ""
     decision = card["decision"]
     if last == "override":
-        return "Refused by the gate, served by override", "amber"
+        whom = "a person" if decision and decision["passed"] else "the gate"
+        return f"Refused by {whom}, served by override", "amber"
     if last == "refuse":
         return "Refused by a person", "bad"
     if decision is None:
@@ -117,6 +119,10 @@ def _task(task: Mapping[str, Any], columns: list[str]) -> list[str]:
     shares = [Share.model_validate(task["numbers"][name]) if name in task["numbers"] else None for name in columns]
     unit = next((share.unit for share in shares if share), "%")
     return [f"{task['title']} {_ARROWS[task['better']]} {unit}", *(estimate(share, n=True) for share in shares)]
+
+
+def _chains(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    return dict(card["method"]["chains"]) if card["method"] else {}
 
 
 def _rows(data: Mapping[str, Any]) -> list[list[str]]:

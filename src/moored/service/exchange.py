@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -22,7 +23,8 @@ JSON_BYTES = 4 << 20
 """Longest body of a request [bytes], unless its route says otherwise before it reads."""
 
 DRAINED_BYTES, DRAINED_S = 8 << 20, 2.0
-"""What is still read of a body that was refused, so that a client which is still sending gets to read why."""
+"""What is still read of a body that was refused, so that a client which is still sending gets to read why; then the
+connection ends."""
 
 log = logging.getLogger("moored.service")
 
@@ -62,7 +64,8 @@ class Exchanges:
             return
         exchange = Exchange(f"req_{secrets.token_hex(16)}")
         scope["moored.exchange"] = exchange
-        body, answer = _Body(scope, receive, exchange), _Answer(send, exchange)
+        body = _Body(scope, receive, exchange)
+        answer = _Answer(send, exchange, body)
         try:
             await self.app(scope, body.receive, answer.send)
         except ClientDisconnect:
@@ -74,8 +77,6 @@ class Exchanges:
             await answer.problem(_unforeseen(exchange))
         finally:
             self.metrics.count(scope["method"], _route(scope), answer.status, answer.seconds)
-        if not body.read:
-            await body.drain()
 
 
 class _Body:
@@ -88,6 +89,7 @@ class _Body:
         declared = headers.get("content-length", "")
         self._declared = int(declared) if declared.isdigit() else 0
         self._bytes = 0
+        self._waits = "expect" in headers
         self.read = not self._declared and "transfer-encoding" not in headers
 
     async def receive(self) -> Message:
@@ -102,20 +104,23 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        until, left = time.monotonic() + DRAINED_S, DRAINED_BYTES
-        while left > 0 and time.monotonic() < until:
-            message = await self._receive()
-            left -= len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                return
+        if self._waits and not self._bytes:
+            return  # the client asked first whether it should send
+        left = DRAINED_BYTES
+        with anyio.move_on_after(DRAINED_S):
+            while left > 0 and not self.read:
+                message = await self._receive()
+                left -= len(message.get("body", b""))
+                self.read = message["type"] != "http.request" or not message.get("more_body", False)
 
 
 class _Answer:
     """What goes back, with the headers that every answer carries."""
 
-    def __init__(self, send: Send, exchange: Exchange):
+    def __init__(self, send: Send, exchange: Exchange, body: _Body):
         self._send = send
         self._exchange = exchange
+        self._body = body
         self._start = time.perf_counter()
         self.status = 0
 
@@ -132,6 +137,10 @@ class _Answer:
             headers["x-content-type-options"] = "nosniff"
             for name, value in self._exchange.headers.items():
                 headers[name] = value
+            if not self._body.read:
+                await self._body.drain()
+                if not self._body.read:
+                    headers["connection"] = "close"
         await self._send(message)
 
     async def problem(self, problem: ApiProblem) -> None:

@@ -43,7 +43,7 @@ def checked_name(given: str | None, param: str = "file") -> str:
     Raises:
         ApiProblem: 400, there is none, or it holds characters that cannot be seen.
     """
-    name = (given or "").replace("\\", "/").rpartition("/")[2].strip()
+    name = (given or "").replace("\\", "/").rpartition("/")[2].strip(" ")
     if name in ("", ".", ".."):
         raise wrong("The file needs a name.", param)
     if len(name) > LONGEST_NAME:

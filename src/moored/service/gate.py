@@ -119,7 +119,9 @@ class Decision:
     def sentence(self) -> str:
         """For users: what was decided, and by which numbers."""
         if self.passed:
-            return f"Passed the safety gate: {'; '.join(check.sentence for check in self.checks)}."
+            # A budget of 100 asks nothing; the first check is the harmful score, which is always said.
+            said = [check.sentence for i, check in enumerate(self.checks) if not i or check.budget < WHOLE]
+            return f"Passed the safety gate: {'; '.join(said)}."
         wrong = "; ".join(dict.fromkeys(check.sentence for check in self.checks if not check.ok))
         if self.outcome == "refused":
             return f"Refused by the safety gate: {wrong}."
@@ -174,7 +176,7 @@ def _questions(policy: Policy) -> Iterator[_Question]:
     gate, audit = policy.gate, policy.audit
     yield _Question(what="harmful score", task=audit.safety, budget=gate.harmful_score, better="lower", change=False)
     yield _Question(
-        what="harmful score above the start's",
+        what="harmful score, change from the start",
         task=audit.safety,
         budget=gate.harmful_increase,
         better="lower",
@@ -182,7 +184,7 @@ def _questions(policy: Policy) -> Iterator[_Question]:
     )
     if audit.over_refusal is not None:
         yield _Question(
-            what="over-refusal above the start's",
+            what="over-refusal, change from the start",
             task=audit.over_refusal,
             budget=gate.over_refusal_increase,
             better="lower",
@@ -190,7 +192,7 @@ def _questions(policy: Policy) -> Iterator[_Question]:
         )
     if audit.utility is not None:
         yield _Question(
-            what="utility lost against the start",
+            what="utility, loss from the start",
             task=audit.utility,
             budget=gate.utility_loss,
             better="either",
@@ -234,7 +236,9 @@ def _check(
     if task is None:
         return _blank(question, policy, f"{question.task} was not measured")
     if question.better not in ("either", task.better):
-        return _blank(question, policy, f"{task.title} is no {question.what}: in it, {task.better} is better")
+        return _blank(
+            question, policy, f"{task.title} cannot stand for: {question.what}; in it, {task.better} is better"
+        )
     most = policy.gate.most_unjudged
     if said := _unread(task, after, most, "the tuned model"):
         return _blank(question, policy, said)

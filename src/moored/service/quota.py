@@ -182,7 +182,7 @@ class Rates:
         if len(self._buckets) > _FORGET_ABOVE:
             # After a minute a bucket is full, which is what a new one is.
             self._buckets = {name: old for name, old in self._buckets.items() if moment - old.at < 60}
-        bucket = self._buckets.setdefault((key_id, kind), _Bucket(per_minute, moment))
-        bucket.left = min(per_minute, bucket.left + (moment - bucket.at) * per_minute / 60)
+        bucket = self._buckets.setdefault((key_id, kind), _Bucket(float(per_minute), moment))
+        bucket.left = min(float(per_minute), bucket.left + (moment - bucket.at) * per_minute / 60)
         bucket.at = moment
         return bucket

@@ -8,13 +8,13 @@ is added to the card, which is then signed again; nothing is ever taken out of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import moored
-from moored.errors import DataError, require
+from moored.errors import DataError
 from moored.report.html import comparisons
 from moored.report.record import Arm, Record, write_whole
 from moored.service import audit_log, card_page
@@ -129,7 +129,7 @@ def publish(settings: ServerSettings, card: Mapping[str, Any]) -> dict[str, Any]
     signed = {"card": card, "signature": key.sign(_KIND, card)}
     folder = settings.job(str(card["job"]["id"]))
     # The page first: a card that is there has a page that is not older than it.
-    write_whole(folder / PAGE, card_page.page(signed))
+    write_whole(folder / PAGE, card_page.page(signed).encode(errors="replace").decode())
     write_whole(folder / CARD, canonical(signed).decode() + "\n")
     return signed
 
@@ -253,13 +253,3 @@ def _answers(measured: Measured) -> list[dict[str, Any]]:
         return []
     shown = measured.record.model_copy(update={"arms": arms, "expectations": []})
     return [asdict(one) for one in comparisons(shown)]
-
-
-def overrides(card: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """What people decided against the gate, oldest first.
-
-    Args:
-        card: of a signed card, its `card`.
-    """
-    require(isinstance(card.get("people"), list), "a report card", "people", "a list", type(card.get("people")))
-    return [entry for entry in card["people"] if entry.get("what") == "override"]
