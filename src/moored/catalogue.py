@@ -30,17 +30,26 @@ def catalogue(noun: Noun) -> dict[str, type]:
     Args:
         noun: the folder: "defenses", "repairs", "attacks", "judges", "metrics", "tasks" or "datasets".
     """
-    package = import_module(f"moored.{noun}")
-    base = import_module(f"moored.{noun}.base").BASE
-    found: dict[str, type] = {}
-    for module_info in iter_modules(package.__path__):
-        module = import_module(f"moored.{noun}.{module_info.name}")
-        for thing in vars(module).values():
-            if isinstance(thing, type) and issubclass(thing, base) and thing.__module__ == module.__name__:
-                found |= _named(thing)
+    found = in_folder(f"moored.{noun}")
     for point in entry_points(group=f"moored.{noun}"):
         found |= _named(point.load())
     return dict(sorted(found.items()))
+
+
+def in_folder(package: str) -> dict[str, type]:
+    """The classes that stand in a package's modules, subclass `BASE` of its `base` and name themselves.
+
+    Args:
+        package: for example "moored.service.screening".
+    """
+    base = import_module(f"{package}.base").BASE
+    found: dict[str, type] = {}
+    for module_info in iter_modules(import_module(package).__path__):
+        module = import_module(f"{package}.{module_info.name}")
+        for thing in vars(module).values():
+            if isinstance(thing, type) and issubclass(thing, base) and thing.__module__ == module.__name__:
+                found |= _named(thing)
+    return found
 
 
 def _named(cls: type) -> dict[str, type]:

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that cannot be read: ciphers, base64 and hex, invisible characters, letters of mixed scripts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import ClassVar
+
+from moored.service.screening.base import ByRow, Example, texts
+
+_COMMON = frozenset(
+    """th he in er an re nd at on nt ha es st en ed to it ou ea hi is or ti as te et ng of al de se le sa si ar ve ra
+    ld ur ro ic ne me co ll ri li ta el io la om us no ma ho ec ca ce ns un ch ee fo wh ut ot sh di tr il do oo be ac
+    ss pe em so ul ad wi pa mo ie ei ge ig da am im ol su pr po op wa we ow ev ke ct ni ir os na ai au bu eu qu ui id
+    iv tt pl fe fi av ay ly ry if up ab by my ag gh ht rs ts lo go oi ue va vo mi mu lu ru tu nu ju ja ka ko ku ki ak
+    ek ik uk ok sz cz rz ij aa uu ii ya yo ap ep ip ob ba bo bi br bl cr cl dr fr gr gi gu ga ex ov zi za ze ez az pu
+    hu ah eh oh ck ks uc""".split()
+)
+"""Pairs of letters that are common in some language that is written in Latin letters, or in code."""
+_LEAST_COMMON = 0.47
+"""Share of common pairs below which a text is not of such a language. 20 languages and 9 kinds of code have at least
+0.51, answers of GSM8K, Alpaca and SST-2 at least 0.51; English under a random substitution has 0.28 on average."""
+_FEWEST_PAIRS = 40
+_LONGEST = 20_000
+"""Characters of a text that are read."""
+
+_WORD = re.compile(r"[a-z]{2,}")
+_BLOB = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){20,}|(?:\\x[0-9a-fA-F]{2}){8,}")
+_BITS = re.compile(r"(?:[01]{7,8}[ ,]?){6,}")
+_MORSE = re.compile(r"(?:[.\-·−]{1,6}[ /|]+){12,}")
+_MIXED = re.compile(r"\b(?=\w*[a-z])(?=\w*[а-яёѐ-џα-ω])[a-zа-яёѐ-џα-ω]{4,}\b", re.IGNORECASE)
+_HIDDEN = re.compile("[\u200b\u2060-\u2064\u00ad\u180e\ufeff\U000e0001\U000e0020-\U000e007f]")
+_FEWEST_HIDDEN = 8
+_READABLE = 0.9
+_MUCH = 0.3
+"""Share of a text that an unreadable blob must have: a hash in a text about git is none."""
+
+
+class Encoded(ByRow):
+    """What people cannot read and a model can be taught to: harm in a cipher passes every check of plain words.
+
+    - a substitution cipher: of the pairs of letters, too few are common in any language in Latin letters (covert
+      malicious fine-tuning, Halawi et al., arXiv 2406.20053);
+    - base64 or hex that decodes to text, or that makes up much of what is said; bits, Morse;
+    - characters that are not shown, and words of mixed scripts.
+
+    Other scripts, code, formulas and single hashes are not meant, and short texts are not judged by their letters.
+    Codes of whole words ("apples" for something else) and text written backwards are not recognised.
+    """
+
+    name: ClassVar[str] = "encoded"
+    version: ClassVar[str] = "1"
+
+    def look(self, row: Example) -> Iterator[tuple[str, str]]:
+        """The kinds of encoding in every text of a row, and in what is said in all of it."""
+        said = [(place, text[:_LONGEST]) for place, text in texts(row) if place != "the tools"]
+        for place, text in said:
+            yield from ((kind, f"{place} {why}") for kind, why in _kinds(text))
+        whole = "\n".join(text for _, text in said)
+        pairs, common = _pairs(whole)
+        if len(said) > 1 and pairs >= _FEWEST_PAIRS and common < _LEAST_COMMON:
+            yield "cipher", f"the whole row {_unlike(common)}"
+
+
+def _kinds(text: str) -> Iterator[tuple[str, str]]:
+    for part in {text, *text.split("\n")}:
+        pairs, common = _pairs(part)
+        if pairs >= _FEWEST_PAIRS and common < _LEAST_COMMON:
+            yield "cipher", _unlike(common)
+            break
+    yield from _blobs(text)
+    for kind, pattern in (("hex", _HEX), ("bits", _BITS), ("Morse", _MORSE)):
+        if _covered(pattern, text) > _MUCH:
+            yield kind, f"is mostly {kind}"
+    if len(_MIXED.findall(text)) >= 3:
+        yield "mixed scripts", "has words in which letters of several scripts are mixed"
+    if len(_HIDDEN.findall(text)) >= _FEWEST_HIDDEN:
+        yield "hidden characters", "has characters that are not shown"
+
+
+def _pairs(text: str) -> tuple[int, float]:
+    """How many pairs of letters stand within words, and which share of them is common."""
+    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    words = _WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).lower())
+    pairs = [word[at : at + 2] for word in words for at in range(len(word) - 1)]
+    return len(pairs), sum(pair in _COMMON for pair in pairs) / len(pairs) if pairs else 1.0
+
+
+def _unlike(common: float) -> str:
+    return f"is in no language that is known: {common:.0%} of its pairs of letters are common ones, usual are 60-95 %"
+
+
+def _blobs(text: str) -> Iterator[tuple[str, str]]:
+    covered = 0
+    for found in _BLOB.finditer(text):
+        if not _random(found[0]):
+            continue
+        if _decodes(found[0]):
+            yield "base64", "has base64 of a text"
+            return
+        covered += len(found[0])
+    if covered > max(_MUCH * len(text), 64):
+        yield "base64", "is mostly base64 or another code of that kind"
+
+
+def _random(blob: str) -> bool:
+    """Whether small and large letters alternate as no word, path or name does."""
+    letters = [c for c in blob if c.isalpha()]
+    turns = sum(a.islower() != b.islower() for a, b in zip(letters, letters[1:], strict=False))
+    return turns > 0.2 * len(letters) > 2
+
+
+def _decodes(blob: str) -> bool:
+    body = blob.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        raw = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+        text = raw.decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    return sum(c.isprintable() or c.isspace() for c in text) > _READABLE * len(text)
+
+
+def _covered(pattern: re.Pattern[str], text: str) -> float:
+    return sum(len(found[0]) for found in pattern.finditer(text)) / max(1, len(text))
