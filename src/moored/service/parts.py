@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from moored.service import exchange, quota
 from moored.service.blobs import Blobs
+from moored.service.console.sessions import Sessions
 from moored.service.database import Database
 from moored.service.identity import Caller, whose
 from moored.service.metrics import Metrics
@@ -34,6 +35,7 @@ class Parts:
         blobs: bytes of files.
         rates: how fast each key asks.
         metrics: what is counted for Prometheus.
+        sessions: who is signed in to the console.
     """
 
     settings: ServerSettings
@@ -42,6 +44,7 @@ class Parts:
     blobs: Blobs
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
+    sessions: Sessions = field(default_factory=Sessions)
 
     def limits(self, project_id: str) -> Limits:
         """What a project may use: the policy's limits, and what differs for it."""
