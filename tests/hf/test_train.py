@@ -152,6 +152,7 @@ def test_a_pause_goes_on_to_the_same_weights(at, tmp_path):
     with pytest.raises(Pause):
         fine_tune("tiny", ROWS, tmp_path / "paused", **how, progress=progress)
     assert told[-1][0] == at  # not one step more
+    assert [path.name for path in (tmp_path / "paused").glob("checkpoint-*")] == [f"checkpoint-{at}"]
     fine_tune("tiny", ROWS, tmp_path / "paused", **how, progress=lambda *a: told.append((a[0], a[1], a[2].numbers)))
     straight, paused = adapter_weights(tmp_path / "straight"), adapter_weights(tmp_path / "paused")
     assert all(torch.equal(paused[name], weight) for name, weight in straight.items())

@@ -346,6 +346,7 @@ class _Follower(TrainerCallback):
 
     def __init__(self, progress: Progress | None):
         self.progress, self.said, self.micro_batches = progress, Words("", {}), 0
+        self.told = self.said
         self.pause: Pause | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -354,11 +355,15 @@ class _Follower(TrainerCallback):
         if "loss" in logs:
             numbers = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
             self.said = Words(f"loss {logs['loss']:.3f}", {"step": state.global_step, **numbers})
-            self._tell(state, control, self.said)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint is whole."""
         self._tell(state, control, Words(self.said, {**self.said.numbers, "saved": state.global_step}))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was logged at the last step was not told yet."""
+        if self.said is not self.told:
+            self._tell(state, control, self.said)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A micro-batch that did not end its optimizer step."""
@@ -372,6 +377,7 @@ class _Follower(TrainerCallback):
     def _tell(self, state: Any, control: Any, said: Words) -> None:
         if self.progress is None or self.pause is not None:
             return
+        self.told = self.said
         try:
             self.progress(state.global_step, state.max_steps, said)
         except Pause as pause:

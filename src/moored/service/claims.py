@@ -312,5 +312,5 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def _id(kind: str, job_id: str, key: str) -> str:
-    """The name of a thing of a job: who cannot guess the job's cannot guess it, and telling it twice changes nothing."""
+    """The name of a thing of a job: who cannot guess the job's cannot guess it; telling it twice changes nothing."""
     return f"{kind}-{hashlib.sha256(f'{job_id} {kind} {key}'.encode()).hexdigest()[:24]}"

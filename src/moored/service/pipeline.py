@@ -7,6 +7,7 @@ is killed in between is followed by one that does the phase again and finds most
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from moored.data.load import save_rows
 from moored.data.schema import Row, normalise, overlap
+from moored.errors import MooredError
 from moored.report.record import Record
 from moored.service import story
 from moored.service.claims import Claim, Interrupted, Kept, Told
@@ -38,9 +40,12 @@ from moored.study.recipe import Recipe
 from moored.study.text import read_mapping
 
 DISK_FULL = 28
+"""What a process ends with that could not even write why; see `tuning`."""
 _SECRET = re.compile(r"(?i)secret|password|api_?key|database_url|^MOORED_|^OPENAI_")
 SHOWN = 100
 """Longest list in what a job says of its screening; the whole is in the job's folder."""
+
+log = logging.getLogger("moored.service")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,18 +331,19 @@ class Pipeline:
         decision, job = outcome.decision, outcome.job
         if job.wanted == "cancel":
             raise Interrupted
-        beside = self.seams.card(outcome)
-        model = self.seams.publish(outcome, beside)
+        error = None if decision.passed else {"code": "safety_gate", "message": decision.sentence, "param": None}
+        model = self.seams.publish(outcome, self.seams.beside(outcome))
+        job.trained_tokens, job.error = int(made["tokens"]), error
+        self.seams.card(job, outcome, model)
         numbers = story.result_file(made, outcome.record, outcome.arm)
         self.seams.log("job.decided", job.id, {"passed": decision.passed, "sentence": decision.sentence})
 
         def keep(session: Session, job: Job) -> None:
             job.trained_tokens = int(made["tokens"])
             job.result_files = [self.seams.keep(session, job.project_id, f"{job.id}.csv", numbers)]
-            if decision.passed:
-                job.fine_tuned_model = model.id if not outcome.policy.gate.approval else None
-            else:
-                job.error = {"code": "safety_gate", "message": decision.sentence, "param": None}
+            job.error = error
+            if decision.passed and not outcome.policy.gate.approval:
+                job.fine_tuned_model = model.id
 
         told = Told(key="decided", message=decision.sentence, level="info" if decision.passed else "error")
         if not decision.passed:
@@ -348,6 +354,30 @@ class Pipeline:
         made_it = Told(key="model", message=f"New fine-tuned model created: {model.id}")
         ended = Told(key="ended", message="The job has successfully completed")
         return claim.move("passed", [told, made_it, ended], keep)
+
+    def fail(self, claim: Claim, error: Mapping[str, Any]) -> None:
+        """End a job with a reason.
+
+        Args:
+            claim: of it.
+            error: code, message and param.
+
+        Raises:
+            Interrupted: somebody wants it cancelled.
+            Lost: another worker has it.
+        """
+        said = {name: error.get(name) for name in ("code", "message", "param")}
+        job = claim.job()
+        job.error = said
+        try:
+            self.seams.card(job, None, None)
+        except (OSError, MooredError):
+            log.exception("job %s failed, and has no report card", job.id)
+
+        def keep(session: Session, job: Job) -> None:
+            job.error = said
+
+        claim.move("failed", [Told(key="failed", message=str(said["message"]), level="error")], keep)
 
     # What it stands on.
 
@@ -365,21 +395,6 @@ class Pipeline:
         except FileNotFoundError as error:
             said = f"The bytes of {file_id} are not on this server any more; upload the file again."
             raise Failed("file_not_found", said, param) from error
-
-
-def fail(claim: Claim, error: Mapping[str, Any]) -> State:
-    """End a job with a reason.
-
-    Args:
-        claim: of it.
-        error: code, message and param.
-    """
-    said = {name: error.get(name) for name in ("code", "message", "param")}
-
-    def keep(session: Session, job: Job) -> None:
-        job.error = said
-
-    return claim.move("failed", [Told(key="failed", message=str(said["message"]), level="error")], keep)
 
 
 def _noting(found: Mapping[str, Any]) -> Callable[[Session, Job], None]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,7 @@ from moored.service.folder import JobFolder
 from moored.service.policy import Limits, Policy
 
 
+@runtime_checkable
 class Complaint(Protocol):
     """Something wrong with a file."""
 
@@ -33,6 +34,7 @@ class Complaint(Protocol):
         """A word for programs."""
 
 
+@runtime_checkable
 class Screening(Protocol):
     """What a screen found."""
 
@@ -52,6 +54,7 @@ class Screening(Protocol):
         """As plain JSON."""
 
 
+@runtime_checkable
 class Decision(Protocol):
     """What the gate says."""
 
@@ -94,6 +97,7 @@ class Outcome:
     under: str
 
 
+@runtime_checkable
 class Check(Protocol):
     """Looks for what is wrong with a file."""
 
@@ -101,6 +105,7 @@ class Check(Protocol):
         """All of it; nothing if it can be trained on."""
 
 
+@runtime_checkable
 class Decide(Protocol):
     """The gate."""
 
@@ -118,9 +123,10 @@ class Seams:
         rows: reads a file that has nothing wrong with it.
         screen: looks through rows under a policy.
         decide: the gate.
-        card: writes the report card; gives what lies beside the weights, by file name.
+        beside: what lies beside the weights of an outcome, by file name.
         publish: keeps the weights of an outcome, whatever the gate said, with what lies beside them. Twice is once.
         keep: gives a function that, within a transaction, makes a file of a project of bytes and gives its id.
+        card: writes the report card of a job as it will be: with its outcome and its weights, if it has come so far.
         log: adds a line to the audit log: action, job id, details.
     """
 
@@ -129,7 +135,8 @@ class Seams:
     rows: Callable[[Path], Sequence[Row]]
     screen: Callable[[Sequence[Row], Policy], Screening]
     decide: Decide
-    card: Callable[[Outcome], Mapping[str, str]]
+    beside: Callable[[Outcome], Mapping[str, str]]
     publish: Callable[[Outcome, Mapping[str, str]], Model]
     keep: Callable[[Session, str, str, bytes], str]
+    card: Callable[[Job, Outcome | None, Model | None], None]
     log: Callable[[str, str, Mapping[str, Any]], None]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job's story: what its process says, in the words that its user knows. Pure functions; what is told twice has the
-same key, so that a job which was killed and went on tells it once."""
+"""A job's story: what its process says, in the words that its user knows.
+
+Pure functions. What is told twice has the same key, so that a job which was killed and went on tells it once.
+"""
 
 from __future__ import annotations
 
@@ -48,15 +50,16 @@ def _training(line: Mapping[str, Any]) -> tuple[list[Told], list[Kept]]:
     if state in ("finished", "reused"):
         return [Told(key=f"trained {of}", message="Fine-tuning finished; the model is audited before it exists")], []
     lines, kept = [], []
-    if line.get("loss") is not None and line.get("step") == line["done"]:
+    if line.get("loss") is not None:
+        step = int(line["step"])
         data = {
-            "step": line["done"],
+            "step": step,
             "total_steps": line["total"],
             "train_loss": line["loss"],
             "learning_rate": line.get("learning_rate"),
         }
-        said = f"Step {line['done']}/{line['total']}: training loss={line['loss']:.2f}"
-        lines.append(Told(key=f"step {of} {line['done']}", message=said, type="metrics", data=data))
+        said = f"Step {step}/{line['total']}: training loss={line['loss']:.2f}"
+        lines.append(Told(key=f"step {of} {step}", message=said, type="metrics", data=data))
     if line.get("saved") is not None:
         step = int(line["saved"])
         lines.append(Told(key=f"saved {of} {step}", message=f"Checkpoint created at step {step}"))

@@ -109,7 +109,7 @@ class Teller:
             os.fsync(file.fileno())
         self._last = time.monotonic()
 
-    def _worth_saying(self, event: Event, numbers: dict[str, float]) -> bool:
+    def _worth_saying(self, event: Event, numbers: dict[str, int | float]) -> bool:
         if event.state != "working" or event.done == event.total:
             return True
         news = numbers and self._said is not event.what

@@ -23,7 +23,7 @@ from moored.service.claims import Claim, Interrupted, Lost, claim
 from moored.service.database import Database
 from moored.service.failures import reason
 from moored.service.life import Status
-from moored.service.pipeline import Pipeline, fail
+from moored.service.pipeline import Pipeline
 from moored.service.settings import ServerSettings
 
 IDLE = 1.0
@@ -86,10 +86,10 @@ class Worker:
     def _failed(self, taken: Claim, error: Exception) -> bool:
         """End a job with its reason; False if somebody wants it cancelled, which the pipeline has to do."""
         try:
-            fail(taken, reason(error))
+            self.pipeline.fail(taken, reason(error))
         except Interrupted:
             return False
-        except OperationalError:
+        except (Lost, OperationalError):
             log.exception("job %s is tried again when its lease ends", taken.job_id)
         return True
 

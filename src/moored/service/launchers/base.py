@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Handle = Mapping[str, Any]
 """What a launcher knows a process by, as plain JSON: it is good after a restart of whoever started it."""
@@ -27,6 +27,7 @@ class Ended:
     code: int | None
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Runs commands. What comes of one is in its folder; a launcher only says whether it still runs."""
 

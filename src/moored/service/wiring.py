@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real parts that a worker asks. Each is imported when it is needed, so that a worker says what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from moored.data.load import load_rows
+from moored.data.schema import Row
+from moored.errors import ConfigError, NotYetSupported
+from moored.service import files
+from moored.service.blobs import Blobs
+from moored.service.database import Database, File, Job, Model
+from moored.service.launchers.base import Launcher
+from moored.service.launchers.local import LocalLauncher
+from moored.service.policy import Limits, Policy
+from moored.service.seams import Complaint, Outcome, Screening, Seams
+from moored.service.settings import ServerSettings
+from moored.study.methods import build
+
+
+def launcher_of(settings: ServerSettings) -> Launcher:
+    """Where training runs.
+
+    Raises:
+        ConfigError: a launcher that is not there yet.
+    """
+    if settings.launcher != "local":
+        raise ConfigError(f"`launcher` must be 'local' in this version; got {settings.launcher!r}")
+    return LocalLauncher(slots=settings.slots, folder=settings.home / "slots")
+
+
+def seams_of(settings: ServerSettings, database: Database) -> Seams:
+    """The parts of a server.
+
+    Args:
+        settings: of it.
+        database: of it.
+    """
+    blobs = Blobs(settings.blobs)
+    return Seams(
+        bytes_of=partial(_bytes_of, blobs),
+        check=_check,
+        rows=_rows,
+        screen=_screened,
+        decide=_part("gate").decide,
+        beside=_beside,
+        publish=partial(_publish, settings, database),
+        keep=partial(_keep, blobs),
+        card=partial(_card, settings, database),
+        log=partial(_log, settings),
+    )
+
+
+def _part(name: str) -> Any:
+    return import_module(f"moored.service.{name}")
+
+
+def _bytes_of(blobs: Blobs, sha256: str) -> Path:
+    blobs.open(sha256, verify=True).close()
+    return blobs.path(sha256)
+
+
+def _check(path: Path, *, limits: Limits, method: str) -> Sequence[Complaint]:
+    complaints: Sequence[Complaint] = _part("dialect").check(path, limits=limits, method=method, name="the file")
+    return complaints
+
+
+def _rows(path: Path) -> list[Row]:
+    rows = list(_part("dialect").read(path, name="the file"))
+    if not all(isinstance(row, Row) for row in rows):
+        raise NotYetSupported("jobs on preferences are not wired to training yet")
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Screened:
+    """A screening as the pipeline sees it."""
+
+    rows: Sequence[Row]
+    blocked: bool
+    reason: str
+    found: Callable[[], dict[str, Any]]
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return self.found()
+
+
+def _screened(rows: Sequence[Row], policy: Policy) -> Screening:
+    judge = policy.screen.judge
+    made = None if judge is None else build("judges", judge.name, judge.parameters)
+    found = _part("screening.screening").screen(rows, policy.screen, judge=made, known=_known(policy))
+    return _Screened(
+        rows=[rows[number - 1] for number in found.kept],
+        blocked=found.blocked,
+        reason=found.reason or _summary(found.record()),
+        found=found.record,
+    )
+
+
+def _known(policy: Policy) -> list[str]:
+    """The prompts that models are judged by and were aligned with."""
+    asked = [row for name, how in policy.audit.tasks.items() for row in build("tasks", name, how).rows()]
+    offered = [each.align for each in policy.models.values() if each.align is not None]
+    aligned = [row for align in offered for data in align.data for row in load_rows(data.data, source="alignment")]
+    return [row.question for row in (*asked, *aligned)]
+
+
+def _summary(record: Mapping[str, Any]) -> str:
+    """What was found in words; "" if nothing was."""
+    counts, flagged = record.get("counts", {}), record.get("flagged", [])
+    if not counts:
+        return ""
+    said = ", ".join(f"{category} {count}" for category, count in counts.items())
+    lines = (
+        f" Flagged lines: {', '.join(map(str, flagged[:20]))}{' ...' if len(flagged) > 20 else ''}" if flagged else ""
+    )
+    return f"The screen found: {said}.{lines}"
+
+
+def _beside(outcome: Outcome) -> dict[str, str]:
+    return {"README.md": _part("report_card").model_card(outcome.job, _measured(outcome))}
+
+
+def _measured(outcome: Outcome) -> Any:
+    tuned = "tuned" if outcome.arm != "tuned" else ""
+    return _part("report_card").Measured(record=outcome.record, decision=outcome.decision, tuned=tuned)
+
+
+def _publish(settings: ServerSettings, database: Database, outcome: Outcome, beside: Mapping[str, str]) -> Model:
+    registry = _part("registry")
+    model: Model = registry.publish(
+        database, settings, outcome.job, outcome.weights, outcome.under, outcome.decision, texts=beside
+    )
+    return model
+
+
+def _keep(blobs: Blobs, session: Session, project_id: str, name: str, data: bytes) -> str:
+    with blobs.incoming(len(data)) as coming:
+        coming.write(data)
+        coming.settle()
+        return files.promise(
+            session, coming, project_id=project_id, filename=name, purpose="fine-tune-results", lifetime=None
+        ).id
+
+
+def _card(settings: ServerSettings, database: Database, job: Job, outcome: Outcome | None, model: Model | None) -> None:
+    report_card = _part("report_card")
+    with database.reading() as session:
+        file = session.scalar(select(File).where(File.id == job.training_file))
+    screened = job.safety.get("screening", {})
+    counts, kept = dict(screened.get("counts", {})), int(screened.get("kept", 0))
+    upload = report_card.Upload(
+        file_id=job.training_file,
+        sha256=file.sha256 if file is not None else "",
+        rows=int(screened.get("rows", 0)),
+        used=kept,
+        flagged=counts,
+    )
+    measured = None if outcome is None else _measured(outcome)
+    drawn = report_card.draw_up(job, upload=upload, measured=measured, model=model)
+    report_card.publish(settings, drawn)
+
+
+def _log(settings: ServerSettings, action: str, job_id: str, details: Mapping[str, Any]) -> None:
+    _part("audit_log").append(settings.home, "server", action, job_id, details)
