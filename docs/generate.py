@@ -18,6 +18,7 @@ from moored.method import Stage
 from moored.report.pool import pool
 from moored.report.record import Record
 from moored.report.table import markdown
+from moored.service import policy_reference
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -195,6 +196,14 @@ def measured() -> str:
     )
 
 
+def service_policy() -> str:
+    """Every key of a server's policy, as `moored serve --explain-policy` prints it."""
+    title, rest = policy_reference.reference().split("\n", 1)
+    return (
+        f"{title}\n\nGenerated from the models of `moored.service.policy` by `docs/generate.py`; do not edit.\n{rest}"
+    )
+
+
 def every_defence() -> str:
     """The overview, with links as they are from the README."""
     return evidence.overview().replace("](", "](docs/")
@@ -230,6 +239,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     HERE / "costs.md": costs,
     HERE / "evidence.md": measured,
     HERE / "repairs.svg": repaired.picture,
+    HERE / "service_policy.md": service_policy,
     **{page: partial(filled, page) for page in TABLES},
 }
 

@@ -19,7 +19,7 @@ from moored.service.database import Event, Job, Model
 from moored.service.identity import Caller, make_key
 from moored.service.parts import Parts
 from moored.service.problems import ApiProblem
-from moored.service.report_card import CARD, read_card, verify_card
+from moored.service.report_card import CARD, lets_serve, read_card, verify_card
 from moored.service.routes import approvals as approval_routes
 from moored.service.routes import cards as card_routes
 from moored.service.settings import ServerSettings
@@ -125,6 +125,34 @@ def test_the_wrong_person_changes_nothing(server, database, offices, caller, sta
         assert caught.value.status == status
     assert now_is(database)[1].state == "waiting"
     assert list(audit_log.entries(server.home)) == []
+
+
+def allowed(server, sha256=SHA):
+    return lets_serve(read_card(server.job("ftjob-1") / CARD), SigningKey.of(server.home).public, sha256)
+
+
+def test_the_card_by_itself_says_what_may_be_served(server, database, offices):
+    """So that a row in the database is not enough."""
+    a_job(database, server, approval=True)
+    assert not allowed(server)  # waits
+    offices.approve("ftjob-1", OPERATOR, sha256=SHA)
+    assert allowed(server)
+    assert not allowed(server, "00" * 32)
+    assert not lets_serve(read_card(server.job("ftjob-1") / CARD), SigningKey.of(server.home / "other").public, SHA)
+    a_job(database, server, state="refused", arm="undefended", job_id="ftjob-2")
+    path = server.job("ftjob-2") / CARD
+    public = SigningKey.of(server.home).public
+    assert not lets_serve(read_card(path), public, SHA)
+    offices.override("ftjob-2", OPERATOR, sha256=SHA, reason=WHY)
+    assert lets_serve(read_card(path), public, SHA)
+    a_job(database, server, state="passed", approval=False, job_id="ftjob-3")
+    assert lets_serve(read_card(server.job("ftjob-3") / CARD), public, SHA)
+
+
+def test_what_a_person_refused_the_card_does_not_let_through(server, database, offices):
+    a_job(database, server, approval=True)
+    offices.refuse("ftjob-1", OPERATOR, sha256=SHA)
+    assert not allowed(server)
 
 
 def test_an_admin_decides_in_every_project(server, database, offices):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import shutil
 import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -204,6 +205,33 @@ def test_processes_and_threads_do_not_disturb_each_other(tmp_path):
         one.join()
     assert verify(tmp_path).ok
     assert verify(tmp_path).entries == 60
+
+
+def _for_ever(home, done):
+    for i in range(10_000):
+        append(home, "server", "job.create", f"ftjob-{i}", {"x": "y" * 3000})
+        done.value = i + 1
+
+
+def test_killed_at_any_moment_it_keeps_every_entry(tmp_path):
+    context = multiprocessing.get_context("fork")
+    written = 0
+    for pause in (0.013, 0.031, 0.07, 0.11):
+        done = context.Value("i", 0)
+        process = context.Process(target=_for_ever, args=(tmp_path, done))
+        process.start()
+        while not done.value:
+            time.sleep(0.002)
+        time.sleep(pause)
+        process.kill()
+        process.join()
+        written += done.value
+        assert verify(tmp_path).kind in ("", "torn")
+        append(tmp_path, "server", "server.start", "server")
+        assert verify(tmp_path).ok
+        created = sum(entry["action"] == "job.create" for entry in entries(tmp_path))
+        assert created - written in (0, 1)  # one may have been written whose writer could not say so any more
+        written = created
 
 
 @pytest.mark.parametrize(

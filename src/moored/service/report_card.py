@@ -179,6 +179,33 @@ def verify_card(signed: Mapping[str, Any], public: str) -> bool:
     return isinstance(signed.get("card"), dict) and holds(_KIND, signed["card"], signed.get("signature", {}), public)
 
 
+def lets_serve(signed: Mapping[str, Any], public: str, sha256: str) -> bool:
+    """Whether a card says that these weights may be served: by the gate, by a person where one is needed, by override.
+
+    A second word beside the database's: whoever can write there, but has not the signing key, serves nothing by it.
+
+    Args:
+        signed: the whole card, as plain JSON.
+        public: the key of the server.
+        sha256: of the weights as they are now.
+    """
+    if not verify_card(signed, public):
+        return False
+    card = signed["card"]
+    if not card["weights"] or card["weights"]["sha256"] != sha256:
+        return False
+    if card["people"]:
+        last = card["people"][-1]
+        return last["weights_sha256"] == sha256 and (
+            last["what"] == "override" or (last["what"] == "approve" and _passed(card))
+        )
+    return _passed(card) and card["policy"]["rules"].get("gate", {}).get("approval") is False
+
+
+def _passed(card: Mapping[str, Any]) -> bool:
+    return bool(card["decision"]) and card["decision"]["passed"] is True
+
+
 def model_card(job: Job, measured: Measured) -> str:
     """README.md for the folder of a model.
 
