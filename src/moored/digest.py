@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What identifies a file by its content."""
+"""What identifies a file, and a model, by its content."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+
+MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
+"""Files that decide what a model folder answers."""
+
+Sha256 = Callable[[Path], str]
 
 
 def sha256_of(file: Path) -> str:
@@ -15,3 +21,19 @@ def sha256_of(file: Path) -> str:
     """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def identity_of(model: str, sha256: Sha256 = sha256_of) -> str:
+    """What stands for a model: the hash of what its folder holds; a hub id stands for itself.
+
+    Args:
+        model: a folder, or a hub id.
+        sha256: hashes a file; a store remembers them.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
+    files += sorted(folder.glob("additional_chat_templates/*.jinja"))  # transformers reads these too
+    listing = "".join(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()

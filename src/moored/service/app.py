@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -15,15 +16,19 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 import moored
-from moored.service import routes
+from moored.service import audit_log, routes
 from moored.service.answering import add_handlers
 from moored.service.blobs import Blobs
 from moored.service.database import Database
+from moored.service.engine import LocalEngine
 from moored.service.exchange import Exchanges
 from moored.service.expiry import Sweeper
 from moored.service.migrations import upgrade
 from moored.service.parts import Parts
 from moored.service.policy_file import PolicyFile
+from moored.service.question import Engine
+from moored.service.registry import Refusal as Tampered
+from moored.service.registry import Registry
 from moored.service.settings import ServerSettings
 
 
@@ -55,12 +60,29 @@ def open_parts(settings: ServerSettings) -> Parts:
     policy = PolicyFile(settings.policy_file)
     database = Database(settings.database_url)
     upgrade(database)
+    engine = _engine(settings)
+    registry = Registry(settings, database, policy, refused=partial(_tampered, settings), unload=engine.unload)
     return Parts(
         settings=settings,
         database=database,
         policy=policy,
         blobs=Blobs(settings.blobs),
+        registry=registry,
+        engine=engine,
     )
+
+
+def _engine(settings: ServerSettings) -> Engine:
+    if settings.engine == "local":
+        return LocalEngine()
+    from moored.service.vllm import VllmEngine
+
+    return VllmEngine(settings.engine)
+
+
+def _tampered(settings: ServerSettings, refusal: Tampered) -> None:
+    details = {"expected": refusal.expected, "found": refusal.found}
+    audit_log.append(settings.home, "server", "model.changed", refusal.model, details)
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -97,4 +119,5 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     sweeper.start()
     yield
     sweeper.stop()
+    parts.engine.close()
     parts.database.close()

@@ -18,7 +18,9 @@ from moored.service.metrics import Metrics
 from moored.service.policy import Limits
 from moored.service.policy_file import PolicyFile
 from moored.service.problems import ApiProblem
+from moored.service.question import Engine
 from moored.service.quota import Rates
+from moored.service.registry import Registry
 from moored.service.settings import ServerSettings
 
 bearer = HTTPBearer(auto_error=False, description="An API key of `moored keys create`.")
@@ -33,6 +35,8 @@ class Parts:
         database: the tables.
         policy: gives the policy as it is now; the operator may have changed the file.
         blobs: bytes of files.
+        registry: from names of models to weights.
+        engine: answers from weights.
         rates: how fast each key asks.
         metrics: what is counted for Prometheus.
         sessions: who is signed in to the console.
@@ -42,6 +46,8 @@ class Parts:
     database: Database
     policy: PolicyFile
     blobs: Blobs
+    registry: Registry
+    engine: Engine
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
     sessions: Sessions = field(default_factory=Sessions)

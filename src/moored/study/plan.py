@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from moored.data.load import load_rows, provenance
 from moored.data.schema import Row, fingerprint, normalise, overlap
 from moored.data.schema import Source as RowSource
 from moored.defenses.base import Defense
-from moored.digest import sha256_of
+from moored.digest import Sha256, identity_of, sha256_of
 from moored.errors import ConfigError, DataError, MooredError, NeedsError, unknown
 from moored.hf.loaders import resolve_model
 from moored.hf.train import Training
@@ -44,11 +43,6 @@ from moored.study.stages import (
 )
 from moored.tasks.as_attacked import AsAttacked
 from moored.tasks.base import Task
-
-MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
-"""Files that decide what a model folder answers."""
-
-Sha256 = Callable[[Path], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,20 +373,12 @@ class _Planner:
     def _source(self, where: str) -> Source:
         if where not in self.sources:
             resolved = resolve_model(where)
-            self.sources[where] = Source(where=where, resolved=resolved, identity=self._identity(resolved))
+            self.sources[where] = Source(where=where, resolved=resolved, identity=identity_of(resolved, self.sha256))
         return self.sources[where]
 
     def _folders(self, models: Iterable[str]) -> tuple[Source, ...]:
         """Those that are folders: what is in them decides, and not where they lie. Hub ids stand for themselves."""
         return tuple(self._source(where) for where in dict.fromkeys(models) if Path(where).expanduser().is_dir())
-
-    def _identity(self, resolved: str) -> str:
-        folder = Path(resolved)
-        if not folder.is_dir():
-            return resolved
-        files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
-        listing = "".join(f"{path.name} {self.sha256(path)}\n" for path in files)
-        return hashlib.sha256(listing.encode()).hexdigest()
 
     def _references(self, arms: Sequence[Chain]) -> Iterator[Chain]:
         """The models before the user's data: as shipped, and each aligned start."""

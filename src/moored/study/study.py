@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moored.digest import Sha256
 from moored.errors import StudyError
 from moored.report.record import Record
-from moored.study.plan import Plan, Sha256, plan
+from moored.study.plan import Plan, plan
 from moored.study.recipe import Recipe
 from moored.study.results import build
 from moored.study.stages import AlignStage, Session, Stage

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from moored.service.asking import Completion
+from moored.service.conversing import asked
+from moored.service.identity import Caller
+from moored.service.parts import Parts, caller, parts
+from moored.service.telling import HEADERS, CompletionShape, Told
+
+router = APIRouter(prefix="/v1/completions", tags=["completions"])
+
+
+@router.post("")
+async def create(
+    body: Completion,
+    request: Request,
+    here: Annotated[Parts, Depends(parts)],
+    who: Annotated[Caller, Depends(caller)],
+) -> Response:
+    """Go on from text or tokens as they are, without a chat template, at once or as a stream."""
+    answerings, headers = await asked(here, who, body.model, body.questions)
+    told = Told(
+        shape=CompletionShape(curious=body.logprobs is not None),
+        model=body.model,
+        kind="text_completion",
+        prefix="cmpl",
+        answerings=answerings,
+        n=body.n or 1,
+        before=[str(prompt) for prompt in body.prompts()] if body.echo else (),
+    )
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = told.stream(usage=usage, chunk="text_completion")
+        return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS | headers)
+    return JSONResponse(await told.whole(request), headers=headers)
