@@ -185,7 +185,9 @@ class Page(APIRoute):
             try:
                 return await inner(request)
             except SignedOut:
-                after = f"?next={quote(request.url.path)}" if request.method == "GET" and request.url.path != "/" else ""
+                after = (
+                    f"?next={quote(request.url.path)}" if request.method == "GET" and request.url.path != "/" else ""
+                )
                 return RedirectResponse(f"/sign-in{after}", status_code=303)
             except Exception as error:  # what nobody foresaw is raised again, and answered by `Exchanges`
                 return problem_page(problem_of(request, error))

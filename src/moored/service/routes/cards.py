@@ -18,6 +18,7 @@ Here = Annotated[Parts, Depends(parts)]
 Who = Annotated[Caller, Depends(caller)]
 JobId = Annotated[str, Path(description="id of a fine-tuning job")]
 
+
 @router.get("/fine_tuning/jobs/{job_id}/card")
 def card(job_id: JobId, here: Here, who: Who) -> JSONResponse:
     """The signed report card of a job."""
