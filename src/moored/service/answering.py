@@ -157,3 +157,5 @@ _PROBLEMS: dict[type[Exception], Callable[[Request, Any], ApiProblem]] = {
     OperationalError: _of_database,
     OSError: _of_system,
 }
+FORESEEN = tuple(_PROBLEMS)
+"""What `problem_of` has words for."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from markupsafe import Markup
 
@@ -14,9 +14,11 @@ from moored.report import plot
 from moored.report.record import Arm, Record
 from moored.report.table import estimate
 from moored.service.card_page import COLUMNS, check_cells, standing
+from moored.service.claims import state_of
 from moored.service.console import curves
 from moored.service.database import Event, Job
 from moored.service.job_recipe import REPAIRED, TUNED, start_arm
+from moored.service.jobs import Wish
 from moored.service.life import FINAL, NotNow, after
 from moored.service.policy import Policy
 
@@ -134,16 +136,17 @@ def steps(job: Job) -> list[Step]:
     return [Step(title=_PHASES[name], state=states[(i >= at) + (i > at)]) for i, name in enumerate(names)]
 
 
-def offered(job: Job, state: Any) -> list[str]:
-    """What may be done with a job now: "pause", "resume", "cancel"."""
-    can = []
-    for happening in ("pause", "resume", "cancel"):
-        try:
-            after(state, happening)  # type: ignore[arg-type]
-        except NotNow:
-            continue
-        can.append(happening)
-    return [name for name in can if not (job.wanted == "cancel" and name == "cancel")]
+def offered(job: Job) -> list[Wish]:
+    """What its user may want of a job now, and has not said yet."""
+    return [wish for wish in get_args(Wish) if wish != job.wanted and _can(job, wish)]
+
+
+def _can(job: Job, wish: Wish) -> bool:
+    try:
+        after(state_of(job), wish)
+    except NotNow:
+        return False
+    return True
 
 
 def curve(events: Sequence[Event]) -> Markup:

@@ -44,17 +44,17 @@ SAID = {
 """What a page says of what was just done, by the word in its address: no other words can be put there."""
 
 
-def page(template: str, *, status: int = 200, **shown: Any) -> HTMLResponse:
+def page(template: str, *, code: int = 200, **shown: Any) -> HTMLResponse:
     """A page as it is sent.
 
     Args:
         template: in `templates/`, without its ending.
-        status: of HTTP.
+        code: of HTTP.
         shown: what it shows; all text is escaped.
     """
     text = environment().get_template(f"{template}.html.j2").render(**{"visitor": None, "said": "", **shown})
     # A lone surrogate, which JSON can hold and UTF-8 cannot, shows as a question mark.
-    return HTMLResponse(text.encode(errors="replace"), status_code=status, headers=HEADERS)
+    return HTMLResponse(text.encode(errors="replace"), status_code=code, headers=HEADERS)
 
 
 @cache

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
 
 from moored.service import exchange
-from moored.service.answering import problem_of
+from moored.service.answering import FORESEEN, problem_of
 from moored.service.console import paper
 from moored.service.console.sessions import LIFE
 from moored.service.identity import Caller, holder
@@ -21,6 +22,8 @@ from moored.service.parts import Parts, parts
 from moored.service.problems import ApiProblem, wrong
 
 COOKIE = "moored_console"
+
+log = logging.getLogger("moored.service")
 
 FORM_BYTES, FORM_FIELDS = 64 << 10, 64
 
@@ -189,15 +192,26 @@ class Page(APIRoute):
                     f"?next={quote(request.url.path)}" if request.method == "GET" and request.url.path != "/" else ""
                 )
                 return RedirectResponse(f"/sign-in{after}", status_code=303)
-            except Exception as error:  # what nobody foresaw is raised again, and answered by `Exchanges`
-                return problem_page(problem_of(request, error))
+            except FORESEEN as error:
+                return problem_page(_problem(request, error))
+            except Exception:  # the last resort, as in `Exchanges`, but as a page
+                log.exception("%s %s %s failed", exchange.of(request).id, request.method, request.scope["route"].path)
+                return problem_page(exchange.unforeseen(exchange.of(request)))
 
         return handler
+
+
+def _problem(request: Request, error: Exception) -> ApiProblem:
+    try:
+        return problem_of(request, error)
+    except OSError:
+        log.exception("%s %s %s failed", exchange.of(request).id, request.method, request.scope["route"].path)
+        return exchange.unforeseen(exchange.of(request))
 
 
 def problem_page(problem: ApiProblem) -> Response:
     """A problem for people."""
     title = _TITLES.get(problem.status, "That does not work")
-    answer = paper.page("problem", status=problem.status, title=title, problem=problem)
+    answer = paper.page("problem", code=problem.status, title=title, problem=problem)
     answer.headers.update(problem.headers)
     return answer

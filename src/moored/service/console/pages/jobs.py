@@ -15,7 +15,6 @@ from moored.errors import DataError
 from moored.report.record import Record
 from moored.service import card_page, cards, files, jobs
 from moored.service.approvals import Offices
-from moored.service.claims import state_of
 from moored.service.console import job_view, paper
 from moored.service.console.visitor import Given, Here, Page, Visitor, Who, go
 from moored.service.database import Event, File, Job, Model
@@ -104,7 +103,7 @@ def one(job_id: JobId, request: Request, here: Here, who: Who) -> Response:
         verdict=job_view.verdict(job),
         steps=job_view.steps(job),
         over=job.status in FINAL,
-        offered=job_view.offered(job, state_of(job)),
+        offered=job_view.offered(job),
         decisions=job_view.decisions(job),
         audit=job_view.audit(job, _record(here, job)),
         curve=job_view.curve(events[::-1]),

@@ -45,12 +45,12 @@ def sign_out(request: Request, here: Here, given: Given) -> Response:
     return with_cookie(go("/sign-in", "signed-out"), request, "")
 
 
-def _form(request: Request, here: Parts, after: str, complaint: str, status: int) -> Response:
+def _form(request: Request, here: Parts, after: str, complaint: str, code: int) -> Response:
     """The form, with a cookie that its token goes with; it is another one when somebody is signed in."""
     cookie = cookie_of(request) or new_cookie()
     answer = paper.page(
         "sign_in",
-        status=status,
+        code=code,
         form_token=here.sessions.token(cookie),
         next=_local(after),
         complaint=complaint,
