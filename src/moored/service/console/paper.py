@@ -81,9 +81,9 @@ def static(name: str) -> str:
     return (resources.files("moored.service.console") / "static" / name).read_text(encoding="utf-8")
 
 
-def moment(at: int) -> str:
-    """Seconds since 1970 as `21 Nov 2026, 10:00 UTC`."""
-    return datetime.fromtimestamp(at, UTC).strftime("%-d %b %Y, %H:%M UTC")
+def moment(at: int, *, seconds: bool = False) -> str:
+    """Seconds since 1970 as `21 Nov 2026, 10:00 UTC`, or as `21 Nov 2026, 10:00:07`."""
+    return datetime.fromtimestamp(at, UTC).strftime("%-d %b %Y, %H:%M:%S" if seconds else "%-d %b %Y, %H:%M UTC")
 
 
 def iso(at: int) -> str:
