@@ -12,6 +12,7 @@ from moored.service.console import paper
 from moored.service.console.visitor import Given, Here, Page, Visitor, Who, go
 from moored.service.database import Role
 from moored.service.parts import Parts
+from moored.service.problems import wrong
 
 router = APIRouter(route_class=Page)
 
@@ -28,8 +29,10 @@ def create(here: Here, who: Who, given: Given) -> Response:
     """Make a key, and show it this once."""
     who.caller.must_be("admin")
     project = identity.project_named(here.database, given.get("project", ""))
-    role = cast(Role, given.get("role", "user"))
-    text = identity.make_key(here.database, project.id, role=role, name=given.get("name", "").strip())
+    role = given.get("role", "")
+    if role not in get_args(Role):
+        raise wrong(f"`role` must be one of {', '.join(get_args(Role))}; got {role[:40]!r}.", "role")
+    text = identity.make_key(here.database, project.id, role=cast(Role, role), name=given.get("name", "").strip())
     _log(here, who, "key.created", project.id, role)
     return _page(here, who, made=text)
 
