@@ -126,7 +126,7 @@ class Looking:
         self.wait.until(lambda _: words in self.says())
 
     def says(self):
-        return self.driver.execute_script("return document.querySelector('main').textContent").replace("\n", " ")
+        return " ".join(self.driver.execute_script("return document.querySelector('main').textContent").split())
 
     def sign_in(self, key):
         self.go("/")
