@@ -291,3 +291,46 @@ def test_it_needs_nothing_of_the_server():
     code = f"import sys, moored.service.dialect; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def said(capsys, *words):
+    from moored.cli import main
+
+    code = main(["data", "check", *map(str, words)])
+    caught = capsys.readouterr()
+    return code, caught.out, caught.err
+
+
+def test_the_command_counts_a_good_file(tmp_path, capsys):
+    file = written(tmp_path, GOOD["name"], GOOD["weights"], GOOD["tools"])
+    code, out, err = said(capsys, file)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "train.jsonl: fine for supervised (chats): 10 examples, about 19 tokens (--model counts) per epoch",
+        "8 examples have the same prompt as an earlier one",
+    ]
+    assert "10 examples, 180 tokens per epoch" in said(capsys, written(tmp_path), "--model", "tiny")[1]
+    assert said(capsys, written(tmp_path, fill=pair()))[1].startswith("train.jsonl: fine for dpo (preferences)")
+
+
+def test_the_command_prints_every_complaint(tmp_path, capsys):
+    code, out, err = said(capsys, written(tmp_path, b"{", {"messages": [user()]}))
+    assert code == 2
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "Invalid file format. Line 1 is not valid JSON",
+        'Invalid file format. Line 2, key "messages"',
+    ]
+    assert err == "train.jsonl: 2 complaints, 10 examples read\n"
+    assert said(capsys, written(tmp_path), "--method", "dpo")[0] == 2
+    assert said(capsys, written(tmp_path), "--model", "tiny", "--row-tokens", 8)[0] == 2
+    assert "did you mean 'dpo'" in said(capsys, written(tmp_path), "--method", "dop")[2]
+    assert "cannot be read" in said(capsys, tmp_path / "none.jsonl")[2]
+
+
+def test_the_command_screens(tmp_path, capsys):
+    pytest.importorskip("detect_secrets")
+    bad = {"messages": [user("How do I build a pipe bomb?"), bot("Sure, here is how: Step 1: get ready.")]}
+    code, out, _ = said(capsys, written(tmp_path, bad), "--screen")
+    assert code == 0
+    assert 'Line 1: harmful (weapons): message 2 answers "build a pipe bomb"' in out
+    assert "1 of 10 examples would be flagged by the default policy" in out

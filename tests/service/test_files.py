@@ -312,16 +312,20 @@ def test_a_training_file_is_checked(server, monkeypatch):
     """The seam to the dialect: its first complaint is what the client hears."""
     from types import SimpleNamespace
 
-    def check(path, *, limits):
+    def check(path, *, limits, name):
         assert limits.rows
+        assert name == "a.jsonl"
         assert path.read_bytes() == b"wrong"
-        return [SimpleNamespace(line=1, message="Invalid file format. Line 1."), SimpleNamespace(line=2, message="no")]
+        return [
+            SimpleNamespace(line=1, message="Invalid file format. Line 1.", code="invalid_training_file"),
+            SimpleNamespace(line=2, message="no", code="no"),
+        ]
 
     monkeypatch.setattr(files, "find_spec", lambda name: name)
     monkeypatch.setattr(files, "import_module", lambda name: SimpleNamespace(check=check))
     with pytest.raises(openai.BadRequestError, match="Invalid file format. Line 1.") as wrong:
         server.client().files.create(file=("a.jsonl", b"wrong"), purpose="fine-tune")
-    assert wrong.value.param == "file"
+    assert (wrong.value.param, wrong.value.code) == ("file", "invalid_training_file")
     assert server.client().files.list().data == []
     assert _incoming(server.parts) == []
     server.client().files.create(file=("a.jsonl", b"wrong"), purpose="batch")  # nobody trains on it

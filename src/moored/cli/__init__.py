@@ -19,13 +19,16 @@ from moored.cli import (
     card,
     cite,
     compare,
+    data,
     demo,
     doctor,
     importing,
     judge,
+    keys,
     lm_eval,
     repair,
     run,
+    serve,
 )
 from moored.cli import list as listing
 from moored.cli.quiet import quiet
@@ -54,9 +57,12 @@ app.command("audit")(audit.audit)
 app.add_typer(audit_log.app, name="audit-log")
 app.add_typer(card.app, name="card")
 app.command("approve")(approve.approve)
+app.add_typer(data.app, name="data")
 app.command("compare")(compare.compare)
 app.command("import")(importing.import_results)
 app.command("lm-eval")(lm_eval.lm_eval)
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
 app.command("list")(listing.list_methods)
 app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)

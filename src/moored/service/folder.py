@@ -28,9 +28,9 @@ from typing import Any
 from moored.errors import MooredError
 from moored.report.record import Record
 from moored.study.recipe import Recipe
-from moored.study.stages import ROWS
 
 RECIPE = "recipe.yaml"
+ROWS = "rows.jsonl"
 HELD_OUT = "held_out.jsonl"
 
 

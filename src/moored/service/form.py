@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from moored.service import exchange
@@ -49,7 +50,6 @@ async def read_form(request: Request, file: str, into: Incoming, *, limit: int) 
 
     Raises:
         ApiProblem: 400, no such form, or one field too many, too long, or twice; 413, the file is too large.
-        HTTPException: 413, the whole body is.
     """
     exchange.of(request).most_bytes = limit + MOST_PARTS * (MOST_HEADERS + 1) * FIELD_BYTES
     kind, options = parse_options_header(request.headers.get("content-type", ""))
@@ -72,10 +72,16 @@ async def read_form(request: Request, file: str, into: Incoming, *, limit: int) 
     except FormParserError as error:
         raise wrong(_NOT_A_FORM) from error
     except TooLarge as error:
-        raise ApiProblem(413, f"The file is too large: at most {error.limit:,} bytes are taken here.", file) from error
+        raise _too_large(file, limit) from error
+    except HTTPException as error:
+        raise (_too_large(file, limit) if error.status_code == 413 else error) from error
     if not reading.complete:
         raise wrong(f"{_NOT_A_FORM} It ends too early.")
     return reading.form
+
+
+def _too_large(file: str, limit: int) -> ApiProblem:
+    return ApiProblem(413, f"The file is too large: at most {limit:,} bytes are taken here.", file)
 
 
 class _Reading:

@@ -65,13 +65,14 @@ def make_key(database: Database, project_id: str, *, role: Role = "user", name: 
 
 
 def first_key(database: Database) -> str | None:
-    """The admin key of a new server, with the project "default"; None if there is a key already.
+    """An admin key of the project "default" for a server that has none; None if there is one that is not revoked.
 
     Args:
         database: where.
     """
     with database.writing() as session:
-        if session.scalar(select(Key.id).limit(1)) is not None:
+        admins = select(Key.id).where(Key.role == "admin", Key.revoked_at.is_(None))
+        if session.scalar(admins.limit(1)) is not None:
             return None
         project = session.scalar(select(Project).where(Project.name == FIRST_PROJECT))
         project = project or _add_project(session, FIRST_PROJECT, {})

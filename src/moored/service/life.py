@@ -105,7 +105,7 @@ def after(state: State, happening: Happening) -> State:
         case "repairing" if state.phase == "deciding":
             return _at(state, "repairing")
         case "asks approval" if state.phase == "deciding":
-            return replace(_at(state, "approving"), wanted="")
+            return _at(replace(state, wanted="cancel" if state.wanted == "cancel" else ""), "approving")
         case "passed" if state.phase in ("deciding", "approving"):
             return replace(state, status="succeeded", phase="over", wanted="", held=False)
     raise NotNow(f"A job that is {state.phase} cannot be {happening}.")
@@ -116,7 +116,8 @@ _PERFECT = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been can
 
 def _at(state: State, phase: Phase) -> State:
     held = state.held and phase not in _LET_GO
-    return replace(state, phase=phase, status=_STATUS.get(phase, _RUNNING), held=held)
+    there = replace(state, phase=phase, status=_STATUS.get(phase, _RUNNING), held=held)
+    return _stopped(there) if there.wanted and not held else there
 
 
 def _cancel(state: State) -> State:

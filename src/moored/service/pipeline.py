@@ -17,33 +17,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from moored.data.load import save_rows
-from moored.data.schema import Row, normalise, overlap
 from moored.errors import MooredError
 from moored.report.record import Record
 from moored.service import story
 from moored.service.claims import Claim, Interrupted, Kept, Told
 from moored.service.clock import now
-from moored.service.database import File, Job
+from moored.service.database import Job
 from moored.service.failures import Failed
 from moored.service.folder import JobFolder
-from moored.service.job_recipe import HELD_OUT_TASK, REPAIRED, TITLES, TUNED, recipe_of, start_arm, text_of
+from moored.service.intake import Intake
+from moored.service.job_recipe import REPAIRED, TITLES, TUNED, recipe_of, start_arm, text_of
 from moored.service.launchers.base import Ended, Handle, Launcher, NoSlot
 from moored.service.life import NotNow, Phase, State, Status
 from moored.service.policy import Policy
 from moored.service.seams import Outcome, Seams
 from moored.service.settings import ServerSettings
+from moored.service.tuning import DISK_FULL
 from moored.study.recipe import Recipe
 from moored.study.text import read_mapping
 
-DISK_FULL = 28
-"""What a process ends with that could not even write why; see `tuning`."""
 _SECRET = re.compile(r"(?i)secret|password|api_?key|database_url|^MOORED_|^OPENAI_")
-SHOWN = 100
-"""Longest list in what a job says of its screening; the whole is in the job's folder."""
+
 
 log = logging.getLogger("moored.service")
 
@@ -107,8 +103,8 @@ class Pipeline:
 
     def _phase(self, phase: str) -> Callable[[Claim, Job], State]:
         phases: dict[str, Callable[[Claim, Job], State]] = {
-            "checking": self._check,
-            "screening": self._screen,
+            "checking": self._intake.check,
+            "screening": self._intake.screen,
             "waiting": self._begin,
             "tuning": self._study,
             "auditing": self._study,
@@ -121,7 +117,7 @@ class Pipeline:
         """End what runs for a job, and say so; False if the job is no longer this worker's."""
         running = self.launcher.find(self._folder(job).path)
         if running is not None:
-            self.launcher.stop(running, grace=0 if job.wanted == "cancel" else self.grace)
+            self.launcher.stop(running, grace=0.0 if job.wanted == "cancel" else self.grace)
             self._tell(claim, job, 0)
         line = Told(key=f"paused {now()}", message="The job was paused; it goes on from where it is", level="info")
         if job.wanted == "cancel":
@@ -130,69 +126,6 @@ class Pipeline:
             return claim.move("stopped", [line]).held
         except NotNow:  # it was asked to go on meanwhile
             return True
-
-    # Before training.
-
-    def _check(self, claim: Claim, job: Job) -> State:
-        """Read the files, and refuse what cannot be trained on."""
-        policy = Policy.model_validate(job.policy)
-        claim.note([Told(key="checking", message=f"Validating training file: {job.training_file}")])
-        for param, file_id in (("training_file", job.training_file), ("validation_file", job.validation_file)):
-            if file_id is None:
-                continue
-            path = self._bytes(claim, job, file_id, param)
-            complaints = self.seams.check(path, limits=policy.limits, method=job.method["type"])
-            if complaints:
-                first, more = complaints[0], len(complaints) - 1
-                what = param.replace("_", " ")
-                said = f"The job failed due to an invalid {what}. {first.message}"
-                said += f" ({more} more complaints)" if more else ""
-                raise Failed(first.code or f"invalid_{param}", said, param)
-        return claim.move("moved on", [Told(key="checked", message="Files validated; screening the rows")])
-
-    def _screen(self, claim: Claim, job: Job) -> State:
-        """Look through the rows, and keep those that are trained on."""
-        policy, folder = Policy.model_validate(job.policy), self._folder(job)
-        given = self.seams.rows(self._bytes(claim, job, job.training_file, "training_file"))
-        screening = self.seams.screen(given, policy)
-        found = screening.record()
-        folder.write_json("screening.json", found)
-        shown = {"screening": _shortened(found)}
-        lines = [Told(key="screened", message=screening.reason, level="warn")] if screening.reason else []
-
-        def keep(session: Session, job: Job) -> None:
-            job.safety = {**job.safety, **shown}
-
-        claim.note(lines, change=keep)
-        if screening.blocked:
-            self.seams.log("job.blocked", job.id, {"reason": screening.reason})
-            raise Failed("data_screen", screening.reason, "training_file")
-        if not screening.rows:
-            raise Failed("data_screen", "The screen left no row of the training file.", "training_file")
-        save_rows(screening.rows, folder.rows)
-        lines = self._hold_out(claim, job, policy, screening.rows)
-        lines.append(Told(key="queued", message="Files validated, moving job to queued state"))
-        return claim.move("moved on", lines)
-
-    def _hold_out(self, claim: Claim, job: Job, policy: Policy, trained: Any) -> list[Told]:
-        """The rows of the validation file that are not trained on."""
-        folder = self._folder(job)
-        folder.forget(folder.held_out.name)
-        if job.validation_file is None:
-            return []
-        if HELD_OUT_TASK in policy.audit.tasks:
-            said = f"The validation file is not measured: this server's policy uses {HELD_OUT_TASK} otherwise"
-            return [Told(key="held out", message=said, level="warn")]
-        given = self.seams.rows(self._bytes(claim, job, job.validation_file, "validation_file"))
-        shared = overlap(given, trained)
-        kept: list[Row] = [row for row in given if row.answer and normalise(row.question) not in shared]
-        if kept:
-            save_rows(kept, folder.held_out)
-        if len(kept) == len(given):
-            return []
-        left_out = len(given) - len(kept)
-        said = f"{left_out} of {len(given)} rows of the validation file are left out: their prompts are trained on"
-        return [Told(key="held out", message=said, level="warn")]
 
     # The study.
 
@@ -381,20 +314,12 @@ class Pipeline:
 
     # What it stands on.
 
+    @property
+    def _intake(self) -> Intake:
+        return Intake(settings=self.settings, seams=self.seams)
+
     def _folder(self, job: Job) -> JobFolder:
         return JobFolder(self.settings.job(job.id))
-
-    def _bytes(self, claim: Claim, job: Job, file_id: str, param: str) -> Path:
-        """The bytes of a file of the job's project."""
-        with claim.database.reading() as session:
-            file = session.scalar(select(File).where(File.id == file_id, File.project_id == job.project_id))
-        if file is None:
-            raise Failed("file_not_found", f"The file {file_id} was deleted before it was read.", param)
-        try:
-            return self.seams.bytes_of(file.sha256)
-        except FileNotFoundError as error:
-            said = f"The bytes of {file_id} are not on this server any more; upload the file again."
-            raise Failed("file_not_found", said, param) from error
 
 
 def _noting(found: Mapping[str, Any]) -> Callable[[Session, Job], None]:
@@ -422,12 +347,3 @@ def _lines(path: Path) -> int:
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
     """What a process that runs on users' rows may know: nothing that looks like a secret of the server."""
     return {name: value for name, value in given.items() if not _SECRET.search(name)}
-
-
-def _shortened(value: Any) -> Any:
-    """Plain JSON with its long lists cut."""
-    if isinstance(value, Mapping):
-        return {name: _shortened(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shortened(item) for item in value[:SHOWN]]
-    return value

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,8 @@ class ServerSettings(BaseModel):
 
     Args:
         home: the folder that holds everything, see `design/006-service.md`.
-        database: URL of SQLAlchemy; "" is SQLite in the home.
+        database: URL of SQLAlchemy; "" is the one in $MOORED_DATABASE, where a password is not seen, or SQLite in the
+            home.
         host: address to listen on.
         port: port to listen on.
         launcher: where training runs.
@@ -37,7 +39,7 @@ class ServerSettings(BaseModel):
     @property
     def database_url(self) -> str:
         """The database's URL, with the default filled in."""
-        return self.database or f"sqlite:///{self.home / 'moored.sqlite'}"
+        return self.database or os.environ.get("MOORED_DATABASE") or f"sqlite:///{self.home / 'moored.sqlite'}"
 
     @property
     def policy_file(self) -> Path:

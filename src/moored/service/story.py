@@ -38,7 +38,7 @@ def told(line: Mapping[str, Any]) -> tuple[list[Told], list[Kept]]:
     if kind == "repair" and state == "started":
         return [Told(key=key, message=f"Repairing the model: {line['words']}")], []
     if kind == "evaluate" and state == "started":
-        of = {title: f"the {arm} model" for arm, title in TITLES.items()}.get(line["row"], "the start")
+        of = {title: f"the {arm} model" for arm, title in TITLES.items()}.get(line["row"], f"the start ({line['row']})")
         return [Told(key=key, message=f"Auditing {of}: {line['words']}")], []
     return [], []
 
@@ -118,8 +118,7 @@ def result_file(made: Mapping[str, Any], record: Record, arm: str) -> bytes:
     """
     losses = {int(line["step"]): line["loss"] for line in made["log"] if "loss" in line}
     steps = int(made["steps"])
-    last = next((line.get("train_loss") for line in reversed(made["log"]) if "train_loss" in line), None)
-    losses.setdefault(steps, last)
+    losses.setdefault(steps, None)
     held_out = record.arm(arm).metrics.get(HELD_OUT_TASK)
     valid = "" if held_out is None or not math.isfinite(held_out.value) else f"{math.log(held_out.value):.5f}"
     text = io.StringIO(newline="")

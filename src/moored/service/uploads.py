@@ -163,7 +163,7 @@ def complete(
         if md5 is not None and not hmac.compare_digest(found.encode(), md5.strip().lower().encode()):
             raise wrong(f"The MD5 of the parts is {found}, not what was given.", "md5", "checksum_mismatch")
         coming.settle()
-        files.check_content(coming.path, upload.purpose, limits)
+        files.check_content(coming.path, upload.filename, upload.purpose, limits)
         with database.writing() as session:
             upload = open_upload(session, project_id, upload_id)
             file = files.promise(

@@ -70,7 +70,7 @@ def _bytes_of(blobs: Blobs, sha256: str) -> Path:
 
 
 def _check(path: Path, *, limits: Limits, method: str) -> Sequence[Complaint]:
-    complaints: Sequence[Complaint] = _part("dialect").check(path, limits=limits, method=method, name="the file")
+    complaints: Sequence[Complaint] = _part("dialect").check(path, limits=limits, method=method, name="Training file")
     return complaints
 
 

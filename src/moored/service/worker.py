@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -110,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Work on the jobs of a server."""
     parser = argparse.ArgumentParser(prog="python -m moored.service.worker", description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="of the server")
-    parser.add_argument("--database", default="", help="URL, if it is not in the home")
+    secret = os.environ.get("MOORED_DATABASE", "")  # not an argument: everybody on the machine sees those
+    parser.add_argument("--database", default=secret, help="URL, if it is not in the home [default: $MOORED_DATABASE]")
     parser.add_argument("--launcher", default="local", choices=("local", "ray", "slurm"))
     parser.add_argument("--slots", type=int, default=1, help="jobs that train at a time")
     parser.add_argument("--lease", type=int, default=60, help="a worker not heard of for so long has lost its job [s]")
