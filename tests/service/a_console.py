@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A home in which there is something to look at: jobs in every state, files with findings. `python a_console.py <home>` serves it."""
+"""A home in which there is something to look at: jobs in every state, files with findings.
+
+`python a_console.py <home>` serves it.
+"""
 
 from __future__ import annotations
 

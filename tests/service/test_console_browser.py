@@ -36,7 +36,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE = 120
+PATIENCE = 60
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,12 @@ class Looking:
         found.click()
 
     def until(self, words):
-        self.wait.until(lambda _: words in self.says())
+        from selenium.common.exceptions import TimeoutException
+
+        try:
+            self.wait.until(lambda _: words in self.says())
+        except TimeoutException as error:
+            raise AssertionError(f"{words!r} never came: {self.driver.current_url}: {self.says()}") from error
 
     def says(self):
         return " ".join(self.driver.execute_script("return document.querySelector('main').textContent").split())
