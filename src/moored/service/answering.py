@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -51,24 +51,27 @@ _NOT_JSON = (
 def add_handlers(app: FastAPI) -> None:
     """Turn what is raised while a request is served into answers."""
 
-    def handle(kind: type[Exception], problem_of: Any) -> None:
-        async def handler(request: Request, error: Exception) -> Response:
-            return answer(problem_of(request, error))
+    async def handler(request: Request, error: Exception) -> Response:
+        return answer(problem_of(request, error))
 
+    for kind in _PROBLEMS:
         app.add_exception_handler(kind, handler)
 
-    handle(ApiProblem, lambda _, error: error)
-    handle(HTTPException, _of_http)
-    handle(RequestValidationError, lambda _, error: problem_of_validation(error.errors()))
-    handle(ConfigError, _of_moored)
-    handle(DataError, _of_moored)
-    handle(RecursionError, lambda _, error: wrong("The request is nested too deeply."))
-    handle(UnicodeEncodeError, lambda _, error: wrong("The request holds a character that cannot be stored."))
-    handle(OverflowError, lambda _, error: wrong("A number in the request is out of range."))
-    handle(DatabaseDataError, lambda _, error: wrong("A value in the request cannot be stored."))
-    handle(OperationalError, _of_database)
-    handle(NoConnection, _of_database)
-    handle(OSError, _of_system)
+
+def problem_of(request: Request, error: Exception) -> ApiProblem:
+    """What is said of something that was raised while a request was served.
+
+    Args:
+        request: that was served.
+        error: that was raised.
+
+    Raises:
+        Exception: the error itself, if nobody foresaw it.
+    """
+    for kind in type(error).__mro__:
+        if kind in _PROBLEMS:
+            return _PROBLEMS[kind](request, error)
+    raise error
 
 
 def answer(problem: ApiProblem) -> Response:
@@ -145,3 +148,21 @@ def _of_system(request: Request, error: OSError) -> ApiProblem:
         raise error
     log.error("%s: the disk is full", exchange.of(request).id)
     return ApiProblem(507, "The server's disk is full; tell its operator.", headers={"x-should-retry": "false"})
+
+
+_PROBLEMS: dict[type[Exception], Callable[[Request, Any], ApiProblem]] = {
+    ApiProblem: lambda _, error: error,
+    HTTPException: _of_http,
+    RequestValidationError: lambda _, error: problem_of_validation(error.errors()),
+    ConfigError: _of_moored,
+    DataError: _of_moored,
+    RecursionError: lambda _, error: wrong("The request is nested too deeply."),
+    UnicodeEncodeError: lambda _, error: wrong("The request holds a character that cannot be stored."),
+    OverflowError: lambda _, error: wrong("A number in the request is out of range."),
+    DatabaseDataError: lambda _, error: wrong("A value in the request cannot be stored."),
+    OperationalError: _of_database,
+    NoConnection: _of_database,
+    OSError: _of_system,
+}
+FORESEEN = tuple(_PROBLEMS)
+"""What `problem_of` has words for."""

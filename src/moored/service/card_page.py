@@ -17,6 +17,13 @@ from moored.report.html import CAVEATS
 from moored.report.record import Share
 from moored.report.table import NOTHING, estimate
 
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""To be sent with a card: it may do nothing but show itself."""
+
 COLUMNS = {"before": "Before", "tuned": "Tuned", "repaired": "Repaired"}
 _ARROWS = {"lower": "↓", "higher": "↑"}
 _PEOPLE = {"approve": "approved it", "refuse": "refused it", "override": "overrode the gate"}
@@ -48,7 +55,7 @@ def page(signed: Mapping[str, Any]) -> str:
         people=[_person(entry) for entry in card["people"]],
         overridden=any(entry["what"] == "override" for entry in card["people"])
         and not (card["decision"] and card["decision"]["passed"]),
-        checks=[_check(check) for check in card["decision"]["checks"]] if card["decision"] else [],
+        checks=[check_cells(check) for check in card["decision"]["checks"]] if card["decision"] else [],
         heads=["Task", *(COLUMNS[column] for column in columns)],
         tasks=[_task(task, columns) for task in card["tasks"]],
         judges=[[task["title"], task["judge"] or NOTHING, task["version"], task["data"]] for task in card["tasks"]],
@@ -100,8 +107,12 @@ def _person(entry: Mapping[str, Any]) -> dict[str, str]:
     return {"who": entry["by"], "what": what, "at": moment(entry["at"]), "why": entry["reason"]}
 
 
-def _check(check: Mapping[str, Any]) -> list[str]:
-    """One row: what, measured, n, budget, verdict."""
+def check_cells(check: Mapping[str, Any]) -> list[str]:
+    """One row of the gate: what, measured, n, budget, verdict.
+
+    Args:
+        check: of a decision, as plain JSON.
+    """
     if check["undecided"]:
         return [check["what"], NOTHING, "", _budget(check), f"✗ {check['undecided']}"]
     sign = "" if check["unit"] == "%" else "+"

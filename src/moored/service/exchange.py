@@ -74,7 +74,7 @@ class Exchanges:
             log.exception("%s %s %s failed", exchange.id, scope["method"], _route(scope))
             if answer.status:
                 raise  # half an answer is out: the connection must break, so that it is not taken for a whole one
-            await answer.problem(_unforeseen(exchange))
+            await answer.problem(unforeseen(exchange))
         finally:
             self.metrics.count(scope["method"], _route(scope), answer.status, answer.seconds)
 
@@ -155,7 +155,8 @@ def too_large(most: int) -> HTTPException:
     return HTTPException(413, f"The request is too large: at most {most:,} bytes are read here.")
 
 
-def _unforeseen(exchange: Exchange) -> ApiProblem:
+def unforeseen(exchange: Exchange) -> ApiProblem:
+    """500: what nobody thought of, and whose reason only the log may know."""
     return ApiProblem(
         500, f"The server had an error while processing your request (request ID {exchange.id}); its log says more."
     )

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
+from starlette.responses import FileResponse
 
 from moored.service import quota
 from moored.service.blobs import Blobs, Incoming
@@ -23,6 +25,9 @@ from moored.service.problems import missing_file, wrong
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """What a user may upload for; "fine-tune-results" is written by the server alone."""
+
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+"""What may stand in a form beside the file."""
 
 SHORTEST_LIFE, LONGEST_LIFE = 3600, 2_592_000
 """Bounds of `expires_after` [s]: an hour, 30 days."""
@@ -116,6 +121,50 @@ def check_content(path: Path, filename: str, purpose: str, limits: Limits) -> No
         raise wrong(complaints[0].message, "file", complaints[0].code)
 
 
+def take(
+    database: Database,
+    coming: Incoming,
+    *,
+    project_id: str,
+    filename: str | None,
+    fields: Mapping[str, str],
+    limits: Limits,
+) -> File:
+    """Make a file of a form whose bytes have arrived.
+
+    Args:
+        database: where its row goes.
+        coming: its bytes.
+        project_id: whose it is.
+        filename: as the client wrote it; None if the form had no file.
+        fields: what else the form held.
+        limits: of the project.
+
+    Raises:
+        ApiProblem: 400, something in the form, or in a training file, is wrong; 429, the project has no room for it.
+    """
+    for name in fields:
+        if name not in FIELDS:
+            raise wrong(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
+    if filename is None:
+        raise wrong("Missing required parameter: 'file'.", "file", "missing_required_parameter")
+    named = checked_name(filename)
+    purpose, *expires = (fields.get(name) for name in FIELDS)
+    checked = checked_purpose(purpose)
+    lifetime = checked_lifetime(*expires)
+    coming.settle()
+    check_content(coming.path, named, checked, limits)
+    return add(
+        database,
+        coming,
+        project_id=project_id,
+        filename=named,
+        purpose=checked,
+        limits=limits,
+        lifetime=lifetime,
+    )
+
+
 def add(
     database: Database,
     coming: Incoming,
@@ -194,6 +243,19 @@ def remove(database: Database, blobs: Blobs, project_id: str, file_id: str) -> N
         file = find(session, project_id, file_id)
         session.delete(file)
     blobs.discard(file.sha256, promised(database))
+
+
+def download(blobs: Blobs, file: File) -> FileResponse:
+    """The bytes of a file, to be kept and not to be looked at: they are a user's.
+
+    Raises:
+        ApiProblem: 404, they are not there any more.
+    """
+    place = blobs.path(file.sha256)
+    if not place.is_file():
+        raise missing_file(file.id)
+    named = f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"
+    return FileResponse(place, media_type="application/octet-stream", headers={"content-disposition": named})
 
 
 def promised(database: Database) -> Callable[[str], bool]:

@@ -199,8 +199,23 @@ def whose(database: Database, text: str) -> Caller | None:
     """The caller with this key; None if there is no such key, or no more."""
     with database.reading() as session:
         key = session.scalar(select(Key).where(Key.sha256 == _hashed(text), Key.revoked_at.is_(None)))
-    if key is None:
-        return None
+    return None if key is None else _caller(key)
+
+
+def holder(database: Database, key_id: str) -> tuple[Caller, Project, Key] | None:
+    """Whose key has this id, with its project and the key itself; None if there is no such key, or no more.
+
+    Args:
+        database: where.
+        key_id: of a key; it opens nothing by itself.
+    """
+    with database.reading() as session:
+        asked = select(Project, Key).join(Key).where(Key.id == key_id, Key.revoked_at.is_(None))
+        found = session.execute(asked).one_or_none()
+    return None if found is None else (_caller(found[1]), found[0], found[1])
+
+
+def _caller(key: Key) -> Caller:
     role: Role = key.role  # type: ignore[assignment]
     return Caller(key_id=key.id, project_id=key.project_id, role=role)
 

@@ -11,11 +11,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from moored.service import exchange, quota
 from moored.service.blobs import Blobs
+from moored.service.console.sessions import Sessions
 from moored.service.database import Database
 from moored.service.identity import Caller, whose
 from moored.service.metrics import Metrics
 from moored.service.policy import Limits
 from moored.service.policy_file import PolicyFile
+from moored.service.previews import Previews
 from moored.service.problems import ApiProblem
 from moored.service.question import Engine
 from moored.service.quota import Rates
@@ -38,6 +40,8 @@ class Parts:
         engine: answers.
         rates: how fast each key asks.
         metrics: what is counted for Prometheus.
+        sessions: who is signed in to the console.
+        previews: what the screen found in files lately.
     """
 
     settings: ServerSettings
@@ -48,6 +52,8 @@ class Parts:
     engine: Engine
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
+    sessions: Sessions = field(default_factory=Sessions)
+    previews: Previews = field(default_factory=Previews)
 
     def limits(self, project_id: str) -> Limits:
         """What a project may use: the policy's limits, and what differs for it."""

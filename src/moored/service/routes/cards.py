@@ -18,12 +18,6 @@ Here = Annotated[Parts, Depends(parts)]
 Who = Annotated[Caller, Depends(caller)]
 JobId = Annotated[str, Path(description="id of a fine-tuning job")]
 
-_PAGE = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-
 
 @router.get("/fine_tuning/jobs/{job_id}/card")
 def card(job_id: JobId, here: Here, who: Who) -> JSONResponse:
@@ -34,10 +28,10 @@ def card(job_id: JobId, here: Here, who: Who) -> JSONResponse:
 @router.get("/fine_tuning/jobs/{job_id}/card.html", response_class=HTMLResponse)
 def card_page(job_id: JobId, here: Here, who: Who) -> HTMLResponse:
     """The same for people: one page that needs nothing else."""
-    from moored.service.card_page import page
+    from moored.service.card_page import HEADERS, page
 
     text = page(card_of(here.database, here.settings, job_id, who))
-    return HTMLResponse(text.encode(errors="replace"), headers=_PAGE)
+    return HTMLResponse(text.encode(errors="replace"), headers=HEADERS)
 
 
 @router.get("/moored/signing-key")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import FileResponse
@@ -18,7 +17,6 @@ from moored.service.identity import Caller
 from moored.service.pages import Order, page
 from moored.service.parts import Parts, caller, parts
 from moored.service.policy import Limits
-from moored.service.problems import missing_file, wrong
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -26,7 +24,6 @@ Here = Annotated[Parts, Depends(parts)]
 Who = Annotated[Caller, Depends(caller)]
 FileId = Annotated[str, Path(description="id of a file")]
 
-_FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 _FORM = {
     "requestBody": {
         "required": True,
@@ -62,25 +59,13 @@ async def create(request: Request, here: Here, who: Who) -> dict[str, Any]:
 
 
 def _add(here: Parts, who: Caller, limits: Limits, coming: Incoming, form: Form) -> dict[str, Any]:
-    for name in form.fields:
-        if name not in _FIELDS:
-            raise wrong(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
-    if form.filename is None:
-        raise wrong("Missing required parameter: 'file'.", "file", "missing_required_parameter")
-    filename = files.checked_name(form.filename)
-    purpose, *expires = (form.fields.get(name) for name in _FIELDS)
-    purpose = files.checked_purpose(purpose)
-    lifetime = files.checked_lifetime(*expires)
-    coming.settle()
-    files.check_content(coming.path, filename, purpose, limits)
-    file = files.add(
+    file = files.take(
         here.database,
         coming,
         project_id=who.project_id,
-        filename=filename,
-        purpose=purpose,
+        filename=form.filename,
+        fields=form.fields,
         limits=limits,
-        lifetime=lifetime,
     )
     return files.shown(file)
 
@@ -127,11 +112,7 @@ def content(file_id: FileId, here: Here, who: Who) -> FileResponse:
     """The bytes of a file."""
     with here.database.reading() as session:
         file = files.find(session, who.project_id, file_id)
-    place = here.blobs.path(file.sha256)
-    if not place.is_file():
-        raise missing_file(file_id)
-    named = f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"
-    return FileResponse(place, media_type="application/octet-stream", headers={"content-disposition": named})
+    return files.download(here.blobs, file)
 
 
 @router.delete("/{file_id}")
