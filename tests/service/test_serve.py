@@ -236,8 +236,13 @@ def test_a_worker_ends_with_a_server_that_is_killed(sleeper):
     _wait(lambda: not _alive(pids()[0]), 10)
 
 
-def test_a_database_with_a_password_is_not_among_the_arguments(monkeypatch, tmp_path):
-    monkeypatch.setattr(serve, "find_spec", lambda name: name)
+def test_a_launcher_that_is_not_there_is_said_before_anything_starts(tmp_path, capsys):
+    assert main(["serve", "--home", str(tmp_path / "home"), "--launcher", "ray"]) == 2
+    assert "`launcher` must be 'local' in this version; got 'ray'" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_database_with_a_password_is_not_among_the_arguments(tmp_path):
     url = "postgresql+psycopg://moored:secret@127.0.0.1/moored"
     worker = serve._worker(serve.settings_of(home=tmp_path, database=url))
     assert "secret" not in " ".join(worker._command)

@@ -66,6 +66,11 @@ PACKAGES = (
             ("alembic", "1.20"),
             ("cryptography", "46"),
             ("prometheus-client", "0.24"),
+            ("detect-secrets", "1.5"),
+            ("python-stdnum", "2.1"),
+            ("phonenumbers", "9.0"),
+            ("psutil", "7"),
+            ("httpx", "0.28"),
         )
     ),
     Package("openai", "3", "models and judges behind a URL", optional=True, install="pip install 'moored[endpoint]'"),

@@ -12,12 +12,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import moored
 from moored.errors import ConfigError, NeedsError
 
 if TYPE_CHECKING:
+    from moored.service.child import Child
     from moored.service.settings import ServerSettings
 
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "sqlalchemy", "alembic", "cryptography", "prometheus_client")
+NEEDED = (
+    "fastapi",
+    "uvicorn",
+    "python_multipart",
+    "sqlalchemy",
+    "alembic",
+    "cryptography",
+    "prometheus_client",
+    "detect_secrets",
+    "stdnum",
+    "phonenumbers",
+    "psutil",
+    "httpx",
+)
 """Packages of the extra `serve`, as they are imported."""
 
 WORKER = "moored.service.worker"
@@ -100,10 +115,13 @@ def _explain(settings: ServerSettings) -> int:
 def _serve(settings: ServerSettings) -> int:
     import uvicorn
 
+    from moored.service import audit_log
     from moored.service.app import create_app
     from moored.service.identity import first_key
     from moored.service.listening import config_of
+    from moored.service.wiring import launcher_of
 
+    launcher_of(settings)  # one that is not there is said before anything starts
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.umask(0o077)  # what users send is nobody else's on this machine
@@ -113,14 +131,14 @@ def _serve(settings: ServerSettings) -> int:
         app = create_app(settings)
         server = uvicorn.Server(config_of(app, host=settings.host, port=port))
         worker = _worker(settings)
+        # A log without an entry looks like one that was removed, so every start makes one.
+        audit_log.append(settings.home, "server", "server.started", "server", {"version": moored.__version__})
         _greet(settings, port, first_key(app.state.parts.database), app.state.parts.policy().models)
         try:
-            if worker:
-                worker.start()
+            worker.start()
             server.run(sockets=[listening])
         finally:
-            if worker:
-                worker.stop()
+            worker.stop()
     return 0
 
 
@@ -140,12 +158,10 @@ def _bound(settings: ServerSettings) -> socket.socket:
     return listening
 
 
-def _worker(settings: ServerSettings) -> Any:
-    """The process that works on jobs; None where that part is not installed."""
+def _worker(settings: ServerSettings) -> Child:
+    """The process that works on jobs."""
     from moored.service.child import Child
 
-    if find_spec(WORKER) is None:
-        return None
     arguments = ["--home", str(settings.home), "--launcher", settings.launcher, "--slots", str(settings.slots)]
     # A database's URL may hold a password, and everybody on the machine sees the arguments of a process.
     secret = {"MOORED_DATABASE": settings.database} if settings.database else {}

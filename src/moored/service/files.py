@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +13,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 from starlette.responses import FileResponse
 
-from moored.service import quota
+from moored.service import dialect, quota
 from moored.service.blobs import Blobs, Incoming
 from moored.service.clock import now
 from moored.service.database import Database, File, Part
@@ -113,10 +111,9 @@ def check_content(path: Path, filename: str, purpose: str, limits: Limits) -> No
     Raises:
         ApiProblem: 400 with the first complaint.
     """
-    # The seam to the dialect: without that module every file is taken, and its job fails when it validates it.
-    if purpose != "fine-tune" or find_spec("moored.service.dialect") is None:
+    if purpose != "fine-tune":
         return
-    complaints = import_module("moored.service.dialect").check(path, limits=limits, name=filename)
+    complaints = dialect.check(path, limits=limits, name=filename)
     if complaints:
         raise wrong(complaints[0].message, "file", complaints[0].code)
 
