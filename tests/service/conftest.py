@@ -14,12 +14,44 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 import pytest
 
+import moored
 from moored.service.settings import ServerSettings
+
+_THREADED = (
+    "attacks",
+    "data",
+    "defenses",
+    "hf",
+    "judges",
+    "metrics",
+    "ops",
+    "repairs",
+    "report",
+    "service",
+    "study",
+    "tasks",
+)
+
+
+def _import_what_threads_import() -> None:
+    """Import what servers and workers import in threads of their own, before one of them starts.
+
+    The type checks of the tests compile every module anew from its tree, and CPython 3.11.7 fails at that now and then
+    where two threads do it at a time ("AST constructor recursion depth mismatch").
+    """
+    for found in walk_packages(moored.__path__, "moored."):
+        if found.name.split(".")[1] in _THREADED and not found.name.endswith(("__main__", ".env")):
+            import_module(found.name)
+
+
+_import_what_threads_import()
 
 
 @dataclass(frozen=True, kw_only=True)
