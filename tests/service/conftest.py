@@ -44,7 +44,7 @@ def _import_what_threads_import() -> None:
     """Import what servers and workers import in threads of their own, before one of them starts.
 
     The type checks of the tests compile every module anew from its tree, and CPython 3.11.7 fails at that now and then
-    where two threads do it at a time ("AST constructor recursion depth mismatch").
+    where two threads do it at a time (gh-106905: "AST constructor recursion depth mismatch").
     """
     for found in walk_packages(moored.__path__, "moored."):
         if found.name.split(".")[1] in _THREADED and not found.name.endswith(("__main__", ".env")):
