@@ -18,7 +18,9 @@ from moored.service.database import Base, Database, Job, Project
 from moored.service.identity import make_key, whose
 from moored.service.parts import Parts
 from moored.service.policy import Policy
+from moored.service.policy_file import PolicyFile
 from moored.service.problems import ApiProblem
+from moored.service.quota import Rates
 from moored.service.registry import Registry, publish
 from moored.service.routes import chat, completions, models
 from moored.service.settings import ServerSettings
@@ -115,7 +117,17 @@ class Home:
         return publish(self.database, self.settings, job, source, str(start or self.start), decision, **options)
 
 
-class Unlimited:
+class Rules(PolicyFile):
+    """The policy of a `Home`, which has no file."""
+
+    def __init__(self, home):
+        self.home = home
+
+    def __call__(self):
+        return self.home.rules
+
+
+class Unlimited(Rates):
     def tokens(self, key_id, limits, count):
         if count > limits.tokens_per_minute:
             raise ApiProblem(429, "Too many tokens.", code="rate_limit_exceeded", headers={"x-should-retry": "false"})
@@ -128,7 +140,7 @@ def app_of(home, engine):
     app.state.parts = Parts(
         settings=home.settings,
         database=home.database,
-        policy=lambda: home.rules,
+        policy=Rules(home),
         registry=home.registry,
         engine=engine,
         rates=Unlimited(),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +135,8 @@ def _serve(settings: ServerSettings) -> int:
         # A log without an entry looks like one that was removed, so every start makes one.
         audit_log.append(settings.home, "server", "server.started", "server", {"version": moored.__version__})
         _greet(settings, port, first_key(app.state.parts.database), app.state.parts.policy().models)
+        # Found before the first client waits for it; a daemon, so that a server which is stopped at once does stop.
+        threading.Thread(target=app.state.parts.registry.prepare, daemon=True).start()
         try:
             worker.start()
             server.run(sockets=[listening])

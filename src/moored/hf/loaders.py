@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from moored.errors import CheckpointError, ConfigError, NeedsError
 from moored.hf.device import DType
 from moored.serving import SERVING_JSON, Serving
@@ -163,6 +165,14 @@ def _converted_demo_model() -> Path:
     folder = cache_dir() / "smollm2-135m-instruct"
     if (folder / "config.json").is_file():
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # half a minute and a gigabyte, which nobody need spend twice at a time
+        if not (folder / "config.json").is_file():
+            _convert_demo_model(folder)
+    return folder
+
+
+def _convert_demo_model(folder: Path) -> None:
     spec = find_spec(DEMO_PACKAGE)
     if spec is None or spec.origin is None or find_spec("gguf") is None:
         raise NeedsError(
@@ -181,7 +191,7 @@ def _converted_demo_model() -> Path:
     model.is_quantized = False
     model.save_pretrained(work)
     AutoTokenizer.from_pretrained(source, gguf_file=DEMO_FILE).save_pretrained(work)
-    return _publish(work, folder)
+    _publish(work, folder)
 
 
 def _written_tiny_model(architecture: str) -> Path:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -118,8 +117,6 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     parts: Parts = app.state.parts
     sweeper = Sweeper(parts.database, parts.blobs)
     sweeper.start()
-    # Found before the first client waits for it; a daemon, so that a server which is stopped at once does stop.
-    threading.Thread(target=parts.registry.prepare, daemon=True).start()
     yield
     sweeper.stop()
     parts.engine.close()
