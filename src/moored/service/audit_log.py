@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from moored.errors import ConfigError, DataError, MooredError, require
 from moored.service.clock import now
+from moored.service.durable import sync
 from moored.service.signing import KEY, SigningKey, canonical, holds, read_json
 
 LOG, HEAD, LOCK, PUBLIC = "audit.jsonl", "audit.head", "audit.lock", "signing.pub"
@@ -290,7 +291,7 @@ def _add(home: Path, key: SigningKey, end: Head, entry: Mapping[str, Any]) -> tu
         text = canonical({**new.plain(), "signature": key.sign("audit-head", new.plain())})
         _write(part, text + b"\n")
         part.replace(home / HEAD)
-        _sync_folder(home)
+        sync(home)
     finally:
         part.unlink(missing_ok=True)
     _write(home / LOG, line)
@@ -380,11 +381,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

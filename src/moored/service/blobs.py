@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 from moored.digest import sha256_of
 from moored.errors import CheckpointError
+from moored.service.durable import sync
 
 FRESH = 60
 """Age below which a blob is left alone [s]: longer than any transaction that is about to refer to it."""
@@ -92,11 +93,11 @@ class Incoming:
         place = self._home.path(sha256)
         if not place.parent.exists():
             place.parent.mkdir(exist_ok=True)
-            _sync(self._home.root)
+            sync(self._home.root)
         os.utime(self.path)
         # Also where the same content is there already: that makes it fresh, in one step.
         os.replace(self.path, place)
-        _sync(place.parent)
+        sync(place.parent)
         return sha256
 
     def drop(self) -> None:
@@ -221,12 +222,3 @@ def _put_back(going: Path, place: Path) -> None:
 
 def _age(file: Path) -> float:
     return time.time() - file.stat().st_mtime
-
-
-def _sync(folder: Path) -> None:
-    """Make a new name in a folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

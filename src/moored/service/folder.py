@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 from moored.errors import MooredError
 from moored.report.record import Record
+from moored.service.durable import write_whole
 from moored.study.recipe import Recipe
 
 RECIPE = "recipe.yaml"
@@ -90,15 +90,7 @@ class JobFolder:
             OSError: the disk is full, or cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        part = self.path / f".{name}.{os.getpid()}.tmp"
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path / name)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(self.path / name, text)
         return self.path / name
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:

@@ -67,9 +67,13 @@ async def parts(request: Request) -> Parts:
     return found
 
 
+Here = Annotated[Parts, Depends(parts)]
+"""A route's parameter: the parts."""
+
+
 def caller(
     request: Request,
-    here: Annotated[Parts, Depends(parts)],
+    here: Here,
     given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Caller:
     """Who is calling, by the key in the `Authorization` header; counts the request against the key's rate.
@@ -93,3 +97,7 @@ def caller(
         )
     exchange.of(request).headers |= here.rates.request(found.key_id, here.limits(found.project_id))
     return found
+
+
+Who = Annotated[Caller, Depends(caller)]
+"""A route's parameter: who is calling."""

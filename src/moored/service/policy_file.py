@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from pathlib import Path
 
 from moored.errors import ConfigError
+from moored.service.durable import write_whole
 from moored.service.policy import Policy, default_policy
 
 log = logging.getLogger("moored.service")
@@ -32,7 +32,7 @@ class PolicyFile:
         self.complaint = ""
         self._lock = threading.Lock()
         if not path.exists():
-            _write_whole(path, default_policy())
+            write_whole(path, default_policy())
         self._seen = self._stamp()
         self._policy = Policy.load(path)
 
@@ -61,12 +61,3 @@ class PolicyFile:
         else:
             self.complaint = ""
             log.warning("the policy was changed: %s, version %s", self._policy.name, self._policy.sha256[:12])
-
-
-def _write_whole(path: Path, text: str) -> None:
-    new = path.with_suffix(f".{os.getpid()}.new")
-    with new.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(path)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from sqlalchemy import select
 from moored.errors import CheckpointError
 from moored.service.clock import now
 from moored.service.database import Database, Job, Model, Project
+from moored.service.durable import sync
 from moored.service.fingerprints import digest
 from moored.service.ids import new_id
 from moored.service.settings import ServerSettings
@@ -152,21 +152,12 @@ def put_in_place(source: Path, folder: Path, texts: Mapping[str, str]) -> Path:
             (work / name).write_text(text, encoding="utf-8")
         for path in work.iterdir():
             path.chmod(0o600)
-            _sync(path)
-        _sync(work)
+            sync(path)
+        sync(work)
         if folder.exists():  # of an attempt that died; no row promises it, or the caller makes a new one
             shutil.rmtree(folder)
         work.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
-
-
-def _sync(path: Path) -> None:
-    """Through to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

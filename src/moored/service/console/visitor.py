@@ -18,7 +18,7 @@ from moored.service.answering import FORESEEN, problem_of
 from moored.service.console import paper
 from moored.service.console.sessions import LIFE
 from moored.service.identity import Caller, holder
-from moored.service.parts import Parts, parts
+from moored.service.parts import Here, Parts
 from moored.service.problems import ApiProblem, wrong
 
 COOKIE = "moored_console"
@@ -38,8 +38,6 @@ _TITLES = {
     503: "Not now",
     507: "The disk is full",
 }
-
-Here = Annotated[Parts, Depends(parts)]
 
 
 class SignedOut(Exception):

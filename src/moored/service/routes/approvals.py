@@ -5,18 +5,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from moored.service.approvals import Offices
 from moored.service.database import Model
-from moored.service.identity import Caller
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Who
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["moored"])
 
-Here = Annotated[Parts, Depends(parts)]
-Who = Annotated[Caller, Depends(caller)]
 JobId = Annotated[str, Path(description="id of a fine-tuning job")]
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from moored.service.cards import card_of
-from moored.service.identity import Caller
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Who
 
 router = APIRouter(prefix="/v1", tags=["moored"])
 
-Here = Annotated[Parts, Depends(parts)]
-Who = Annotated[Caller, Depends(caller)]
 JobId = Annotated[str, Path(description="id of a fine-tuning job")]
 
 

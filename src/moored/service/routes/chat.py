@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from moored.service.asking import Chat
 from moored.service.conversing import asked
-from moored.service.identity import Caller
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Who
 from moored.service.telling import HEADERS, ChatShape, Told
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
@@ -21,8 +18,8 @@ router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
 async def create(
     body: Chat,
     request: Request,
-    here: Annotated[Parts, Depends(parts)],
-    who: Annotated[Caller, Depends(caller)],
+    here: Here,
+    who: Who,
 ) -> Response:
     """Answer a chat, at once or as a stream. Tools are shown to the model; answers are text."""
     answerings, headers = await asked(here, who, body.model, lambda most: [body.question(most)])

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from moored.service.asking import Completion
 from moored.service.conversing import asked
-from moored.service.identity import Caller
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Who
 from moored.service.telling import HEADERS, CompletionShape, Told
 
 router = APIRouter(prefix="/v1/completions", tags=["completions"])
@@ -21,8 +18,8 @@ router = APIRouter(prefix="/v1/completions", tags=["completions"])
 async def create(
     body: Completion,
     request: Request,
-    here: Annotated[Parts, Depends(parts)],
-    who: Annotated[Caller, Depends(caller)],
+    here: Here,
+    who: Who,
 ) -> Response:
     """Go on from text or tokens as they are, without a chat template, at once or as a stream."""
     answerings, headers = await asked(here, who, body.model, body.questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -15,13 +15,11 @@ from moored.service.database import File
 from moored.service.form import Form, read_form
 from moored.service.identity import Caller
 from moored.service.pages import Order, page
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Parts, Who
 from moored.service.policy import Limits
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-Here = Annotated[Parts, Depends(parts)]
-Who = Annotated[Caller, Depends(caller)]
 FileId = Annotated[str, Path(description="id of a file")]
 
 _FORM = {

@@ -12,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import text
 
-from moored.service.parts import Parts, bearer, caller, parts
+from moored.service.parts import Here, bearer, caller
 from moored.service.problems import ApiProblem
 
 router = APIRouter(tags=["health"])
@@ -21,8 +21,6 @@ FREE_BYTES = 1 << 30
 """Room on the disk of the home below which the server is not ready."""
 
 _PROXIED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
-
-Here = Annotated[Parts, Depends(parts)]
 
 
 @router.get("/healthz")

@@ -6,20 +6,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from sqlalchemy import select
 
 from moored.service import jobs
 from moored.service.database import Checkpoint, Event, Job
-from moored.service.identity import Caller
 from moored.service.pages import page
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Who
 from moored.service.problems import ApiProblem
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 
-Here = Annotated[Parts, Depends(parts)]
-Who = Annotated[Caller, Depends(caller)]
 JobId = Annotated[str, Path(description="id of a fine-tuning job", max_length=64)]
 After = Annotated[str | None, Query(description="id of the last item of the page before")]
 Limit = Annotated[int, Query(ge=1, le=100)]

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 
-from moored.service.identity import Caller
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Who
 from moored.service.registry import Listed
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-Here = Annotated[Parts, Depends(parts)]
-Who = Annotated[Caller, Depends(caller)]
 Name = Annotated[str, Path(description="name of a model", min_length=1, max_length=256)]
 
 

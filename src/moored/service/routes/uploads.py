@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -14,13 +14,11 @@ from moored.service.blobs import Incoming
 from moored.service.database import Part
 from moored.service.form import read_form
 from moored.service.identity import Caller
-from moored.service.parts import Parts, caller, parts
+from moored.service.parts import Here, Parts, Who
 from moored.service.problems import wrong
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
-Here = Annotated[Parts, Depends(parts)]
-Who = Annotated[Caller, Depends(caller)]
 UploadId = Annotated[str, Path(description="id of an upload")]
 
 _PART = {
