@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo serve test check bench docs clean
+.PHONY: demo serve demo-serve test check bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/moored demo $(ARGS)
@@ -11,6 +11,10 @@ demo: $(VENV)/.demo
 # The fine-tuning API, on SmolLM2 and the default policy; what it keeps is in moored-home/.
 serve: $(VENV)/.serve
 	$(BIN)/moored serve $(ARGS)
+
+# Two users of that service, with the real openai client: one benign, one who hides harmful rows; in moored-story/.
+demo-serve: $(VENV)/.serve
+	$(BIN)/python examples/serving_story.py $(ARGS)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
@@ -38,7 +42,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.serve: $(VENV)/.demo
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl,demo,serve]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl,demo,serve,endpoint]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

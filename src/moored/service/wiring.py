@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,14 +119,14 @@ def _known(policy: Policy) -> list[str]:
 
 def _summary(record: Mapping[str, Any]) -> str:
     """What was found in words; "" if nothing was."""
-    counts, flagged = record.get("counts", {}), record.get("flagged", [])
-    if not counts:
+    rows = Counter(category for _, category in {(each["row"], each["category"]) for each in record.get("findings", [])})
+    if not rows:
         return ""
-    said = ", ".join(f"{category} {count}" for category, count in counts.items())
-    lines = (
-        f" Flagged lines: {', '.join(map(str, flagged[:20]))}{' ...' if len(flagged) > 20 else ''}" if flagged else ""
-    )
-    return f"The screen found: {said}.{lines}"
+    said = ", ".join(f"{category} in {count} row{'s' * (count > 1)}" for category, count in sorted(rows.items()))
+    flagged = record.get("flagged", [])
+    more = f" and {len(flagged) - 20} more" if len(flagged) > 20 else ""
+    lines = f". Flagged lines: {', '.join(map(str, flagged[:20]))}{more}" if flagged else ""
+    return f"The screen found: {said}{lines}"
 
 
 def _beside(outcome: Outcome) -> dict[str, str]:
