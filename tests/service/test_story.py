@@ -29,8 +29,10 @@ most_unjudged = 1.0
 
 def _told(tmp_path, budget):
     (tmp_path / "policy.toml").write_text(POLICY % budget)
-    command = [sys.executable, str(STORY), "--home", "home", "--policy", "policy.toml", "--rows", "24", "--ratio", "0.5"]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    options = ["--home", "home", "--policy", "policy.toml", "--rows", "24", "--ratio", "0.5"]
+    told = subprocess.run(
+        [sys.executable, str(STORY), *options], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert not told.stderr, told.stderr
     return told
 

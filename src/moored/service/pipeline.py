@@ -135,7 +135,7 @@ class Pipeline:
         policy = Policy.model_validate(job.policy)
         tree, known = recipe_of(job, policy, folder, rows=_lines(folder.rows))
         folder.write(folder.recipe.name, text_of(tree))
-        self._start(folder)
+        self.launch(folder)
 
         def keep(session: Session, job: Job) -> None:
             job.hyperparameters = known.plain()
@@ -175,7 +175,7 @@ class Pipeline:
                 self._tell(claim, job, at)
                 return record
             if running is None:
-                running = self._start(folder)
+                running = self.launch(folder)
             ended, at = self._watch(claim, job, running, at)
             if folder.finished() is not None:
                 continue
@@ -188,8 +188,15 @@ class Pipeline:
                 said = "The training was ended by the system several times, most likely because memory ran out."
                 raise Failed("out_of_memory" if ended.code == -9 else "server_error", said)
 
-    def _start(self, folder: JobFolder) -> Handle:
-        """Run the study in a process of its own, or find the one that does already."""
+    def launch(self, folder: JobFolder) -> Handle:
+        """Run the study of a folder in a process of its own, or find the one that does already.
+
+        Args:
+            folder: holds the recipe.
+
+        Raises:
+            NoSlot: not now.
+        """
         if self.launcher.find(folder.path) is None:
             folder.forget("failure.json")
         command = [sys.executable, "-m", "moored.service.tuning", str(folder.path.resolve())]

@@ -227,7 +227,7 @@ class Registry:
             raise ApiProblem(
                 503,
                 f"The model `{name}` is not ready: this server has not made (or cannot read) its aligned weights yet. "
-                "They are made before the first fine-tuning job on it trains.",
+                "They are made when the server has nothing else to do, or by the first fine-tuning job on it.",
                 "model",
                 "model_not_ready",
                 headers={"x-should-retry": "false"},

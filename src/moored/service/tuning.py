@@ -186,6 +186,8 @@ def _made(study: Study, store: Store, record: Record) -> dict[str, Any]:
 
     planned = study.plan(store.sha256)
     tuned = [chain for chain in planned.chains if chain.arm is not None]
+    if not tuned:
+        return {"arms": {}}  # a start that is made ahead of the jobs
     arms = {chain.name: _model(chain, store) for chain in tuned}
     stage = next(stage for chain in tuned for stage in chain.stages if isinstance(stage, FinetuneStage))
     report = read_report(store.folder(stage))

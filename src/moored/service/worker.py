@@ -25,6 +25,8 @@ from moored.service.database import Database
 from moored.service.failures import reason
 from moored.service.life import Status
 from moored.service.pipeline import Pipeline
+from moored.service.policy_file import PolicyFile
+from moored.service.preparing import Preparing
 from moored.service.settings import ServerSettings
 
 IDLE = 1.0
@@ -131,12 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.once:
         Worker(database=database, pipeline=pipeline).run(once=True)
     else:
-        serve(workers(database, pipeline))
+        ahead = Preparing(database=database, pipeline=pipeline, policy=PolicyFile(settings.policy_file))
+        serve([*workers(database, pipeline), ahead])
     database.close()
     return 0
 
 
-def serve(several: Sequence[Worker]) -> None:
+def serve(several: Sequence[Worker | Preparing]) -> None:
     """Let workers work, each in its thread, until they are told to end."""
     threads = [threading.Thread(target=each.run, name=f"worker {i}") for i, each in enumerate(several)]
     for thread in threads:
