@@ -197,7 +197,7 @@ class AttackStage(Stage):
 
     def parameters(self) -> dict[str, Any]:
         """See `Stage.parameters`."""
-        own = {"model": self.start.identity} if isinstance(self.start, Source) else {}
+        own: dict[str, Any] = {"model": self.start.identity} if isinstance(self.start, Source) else {}
         if self.base is not None:
             own["base"] = self.base.identity
         if judges := self.method.asks():
