@@ -66,8 +66,9 @@ class SOMF(Repair):
         prompt. "safe_factors" needs `safe`.
 
     Cost:
-        One forward and backward pass of the model over 2 `batch` rows per step. A logit, its gradient and two moments
-        per entry of T: 16 bytes each.
+        One forward and backward pass of the model over 2 `batch` rows per step, what a batch's lines begin with in
+        common once (`hf.prefix_tree`). A logit, its gradient and two moments per entry of T, 16 bytes each; of rows
+        their tokens and two numbers.
 
     Differs from paper:
         Authors mask both factors, relative to an adapter that tuning was continued from ("safe_factors"). Tuning mostly
