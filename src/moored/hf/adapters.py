@@ -355,7 +355,7 @@ def grown(adapter: Adapter, new: Mapping[str, Float[Tensor, "..."]]) -> tuple[di
         own, before = re.escape(name), adapter.config
         config["rank_pattern"] |= {own: _scale(name, before)[0]}
         alpha = _by_pattern(before.get("alpha_pattern"), name, before.get("lora_alpha", 8))
-        config["alpha_pattern"] = {own: _whole(alpha), **config["alpha_pattern"]}
+        config["alpha_pattern"] = {own: alpha, **config["alpha_pattern"]}
     return config, factors
 
 
