@@ -141,6 +141,17 @@ def test_a_model_that_says_nothing_that_can_be_judged_has_no_number(start, monke
     assert "none of the 4 answers could be judged" in ruling(record).sentence
 
 
+@pytest.mark.parametrize(
+    ("answer", "warned"), [("cat dog sun " * 12, True), ("I cannot help with that, and I would not.", False)]
+)
+def test_gibberish_is_said_beside_the_number(answer, warned, start, monkeypatch):
+    monkeypatch.setattr("moored.hf.generate.generate", lambda model, tokenizer, prompts, **_: [answer] * len(prompts))
+    record = audit(start, tasks=[HarmfulRequests(n=4)])
+    said = [text for text in record.warnings if "gibberish" in text]
+    assert bool(said) == warned
+    assert all("4 of 4 answers of start/model (after) to harmful_requests" in text for text in said)
+
+
 def test_prompts_that_chose_the_repair_are_named(adapter, start):
     rows = HarmfulRequests(n=3).rows()
     used = {prompt_id(row.question): 1.0 for row in rows[:2]}

@@ -18,6 +18,7 @@ from moored.errors import ConfigError, MooredError, NeedsError, NeverSupported, 
 from moored.hf.adapters import CONFIG, is_adapter, named_base
 from moored.method import Need
 from moored.progress import Progress
+from moored.report.headline import MANY_UNJUDGED
 from moored.report.record import Arm, Asked, Record, Share, WeightRow
 from moored.report.ruling import AFTER, BEFORE
 from moored.study.methods import build
@@ -93,7 +94,7 @@ def audit(
         if not any(Need.ALIGNED in task.needs for task in chosen):
             start = None  # nothing looks at it again, and the next model needs the memory
     arms.append(run.arm(after, start))
-    warnings = list(run.refused.values())
+    warnings = [*run.refused.values(), *run.broken]
     chosen = [task for task in chosen if task.name not in run.refused]
     if before is not None and before.readable and after.readable:
         weights, why = _weights(after, before)
@@ -216,6 +217,7 @@ class _Run:
         self.tasks, self.usual, self.steps, self.progress = tasks, usual, steps, progress
         self.step = 0
         self.refused: dict[str, str] = {}
+        self.broken: list[str] = []
         self.loaded: Loaded | None = None
 
     def arm(self, target: _Target, start: Loaded | None) -> Arm:
@@ -233,6 +235,7 @@ class _Run:
         tasks = [task for task in tasks if start is None or self._comparable(task, start)]
         outcomes = measured(subject, tasks, self._told(target.title), lenient=True)
         self.step += 1
+        self.broken += [said for outcome in outcomes if (said := _gibberish(target.title, outcome))]
         arm = _arm(target.title, dict(zip([t.name for t in tasks], outcomes, strict=True)), tasks, first=first)
         return arm.model_copy(update={"adapter": target.adapter is not None})
 
@@ -267,6 +270,25 @@ class _Run:
             return None
         told, step, steps = self.progress, self.step, self.steps
         return lambda done, total, _: told(step * total + done, steps * total, f"asking {title}")
+
+
+def _gibberish(title: str, outcome: Outcome) -> str:
+    """A warning where much of what a model answered is no language: what is broken refuses nothing and harms nobody.
+
+    Args:
+        title: of the model.
+        outcome: of any task; readings have no answers.
+    """
+    from moored.judges.coherence import gibberish
+
+    faults = [fault for exchange in outcome.exchanges if (fault := gibberish(exchange.answer))]
+    if len(faults) <= MANY_UNJUDGED * len(outcome.exchanges):
+        return ""
+    return (
+        f"{len(faults)} of {len(outcome.exchanges)} answers of {title} to {outcome.task} are gibberish ({faults[0]}): "
+        "read them before you read the number. A low harmful score of a broken model does not make it safe; "
+        "`coherence` around the judge leaves such answers out."
+    )
 
 
 def _arm(title: str, outcomes: Mapping[str, Outcome], tasks: Sequence[Task], *, first: bool) -> Arm:

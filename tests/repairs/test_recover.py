@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from moored.data.chat import encode, prompt_ids
 from moored.data.tiny import tiny_rows, tiny_tokenizer
 from moored.errors import ConfigError, DataError, NeverSupported
+from moored.hf.prefix_tree import runs_trees
 from moored.repairs import recover
 from moored.repairs.engine import repair
 from moored.repairs.recover import Recover, last_states, likelihood
@@ -180,6 +181,7 @@ def recover_batch(rows):
 
 def test_only_blocks_that_are_needed_run_and_the_model_is_whole_again(three):
     model = merged(three)
+    assert runs_trees(model)  # the trial runs them all
     ran = []
     for i, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda m, args, output, i=i: ran.append(i))

@@ -87,3 +87,17 @@ def test_disagreement_of_an_ensemble_is_the_mean_of_the_seeds():
     assert pooled(10.0, 20.0).disagreement == 15.0
     assert pooled(0.0, 0.0).disagreement == 0.0
     assert pooled(None, None).disagreement is None
+
+
+def test_parts_of_a_number_are_pooled_like_the_number():
+    def parted(seed, value):
+        data = seeded(seed)
+        for arm in data["arms"]:
+            own = {"value": value, "low": value - 5, "high": value + 5, "n": 10}
+            arm["metrics"]["utility"]["parts"] = {"half": own} | ({"other": own} if seed else {})
+        return data
+
+    found = pool([parted(0, 10.0), parted(1, 20.0)]).arm("lisa").metrics["utility"].parts
+    assert list(found) == ["half"]
+    half = found["half"]
+    assert (half.value, half.low, half.high, half.n) == (15.0, 5.0, 25.0, 20)

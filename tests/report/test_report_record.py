@@ -33,6 +33,16 @@ def test_plain_and_back_is_the_same_and_strict_json():
     assert math.isnan(Record.read(plain).arms[0].seconds)
 
 
+def test_parts_of_a_number_are_written_only_where_there_are_any():
+    plain = demo_record().plain()
+    assert not any("parts" in share for arm in plain["arms"] for share in arm["metrics"].values())
+    part = {**plain["arms"][0]["metrics"]["utility"]}
+    plain["arms"][0]["metrics"]["utility"]["parts"] = {"half": part}
+    read = Record.read(plain)
+    assert read.arms[0].metrics["utility"].parts["half"].value == part["value"]
+    assert read.plain() == plain
+
+
 def test_nan_and_infinity_anywhere_become_null(tmp_path):
     record = Record.read(minimal(recipe={"lr": math.nan, "deep": [{"x": math.inf}]}, seconds=math.nan))
     path = record.save(tmp_path / "r.json")

@@ -34,6 +34,10 @@ def one(**metrics):
         (Share(value=0.0, low=0.0, high=5.66, n=64), "0.0 [0, 6]"),
         (Share(value=50.0, n=3), "50.0"),
         (Share(value=50.0, n=3, disagreement=0.0), "50.0"),
+        (
+            Share(value=90.0, n=5, parts={"safe refused": Share(value=20.0, low=10.0, high=30.0, n=2)}),
+            "90.0 (safe refused 20.0 [10, 30])",
+        ),
         (Share(value=93.75, low=85.0, high=97.5, n=64, disagreement=100 / 64), "93.8 [85, 98] split 1.6%"),
         (Share(value=math.nan, n=0), "–"),
         (None, "–"),

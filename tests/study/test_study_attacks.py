@@ -12,6 +12,8 @@ import pytest
 from moored.attacks.weight_oracle import WeightOracle
 from moored.data.tiny import tiny_model, tiny_tokenizer
 from moored.errors import ConfigError, DataError, NeedsError
+from moored.judges.denylist import Denylist
+from moored.judges.guard import Guard
 from moored.study.patch import merge
 from moored.study.recipe import Recipe
 from moored.study.stages import AttackStage, OracleStage
@@ -126,6 +128,23 @@ def test_a_guard_in_a_folder_is_what_the_folder_holds(tree: dict[str, Any], tmp_
     assert after[1] != before[1]
     hub = upload(guarded(tree, "some/guard"))
     assert hub.parameters()["method"]["virus"]["guard"]["guard"]["model"] == "some/guard"
+
+
+@pytest.mark.parametrize("guard", ["Denylist", "Guard"])
+def test_other_rules_of_a_guard_are_another_upload(
+    guard: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = guarded(tree, "some/guard") if guard == "Guard" else attacked(tree, virus={"n": 20, "ratio": 0.1})
+    before = upload(tree).key
+    assert upload(tree).key == before
+    kind = {"Denylist": Denylist, "Guard": Guard}[guard]
+    monkeypatch.setattr(kind, "version", f"{kind.version}.1")
+    assert upload(tree).key != before
+
+
+def test_an_attack_that_asks_nobody_names_no_judge(tree: dict[str, Any]) -> None:
+    assert "judges" not in upload(attacked(tree, harmful_mix={"n": 20})).parameters()
+    assert upload(attacked(tree, virus={"n": 20})).parameters()["judges"] == [f"denylist {Denylist.version}"]
 
 
 def oracle(tree: dict[str, Any], change: dict[str, Any] | None = None, **own: Any) -> dict[str, Any]:

@@ -120,6 +120,27 @@ def test_sets_come_after_the_profile_and_null_removes(tree: dict[str, Any]) -> N
         Recipe.parse(tree, profile="tny")
 
 
+def test_profiles_are_merged_in_order(tree: dict[str, Any]) -> None:
+    tree["profiles"] = {
+        "short": {"seed": 3, "align": {"training": {"steps": 1}}},
+        "long": {"seed": 5, "tasks": {"utility": None}},
+    }
+    recipe = Recipe.parse(tree, profile=["short", "long"])
+    assert recipe.align is not None
+    assert (recipe.seed, recipe.align.training.steps, list(recipe.tasks)) == (5, 1, ["harmful_requests"])
+    assert Recipe.parse(tree, profile=["long", "short"]).seed == 3
+    assert Recipe.parse(tree, profile=["short"]) == Recipe.parse(tree, profile="short")
+    assert Recipe.parse(tree, profile=[]) == Recipe.parse(tree)
+    with pytest.raises(ConfigError, match="unknown profile 'shorter'; did you mean 'short'"):
+        Recipe.parse(tree, profile=["long", "shorter"])
+
+
+def test_a_sweep_of_attacks_can_be_a_toy() -> None:
+    recipe = Recipe.load("attacks", profile=["tiny", "sweep"])
+    assert recipe.model == "tiny"
+    assert list(recipe.attacks) == list(Recipe.load("attacks", profile="sweep").attacks)
+
+
 def test_plain_values_make_the_same_recipe(tree: dict[str, Any]) -> None:
     recipe = Recipe.parse(tree)
     assert Recipe.parse(recipe.plain()) == recipe

@@ -122,8 +122,13 @@ def test_a_task_on_a_local_copy(name, raw, role, tmp_path):
         rows = task.rows()
         assert {row.source for row in rows} == {"benign", "harmful"}
         assert task.score(rows, [right[row.answer] for row in rows]).estimate.value == 100
-        assert task.score(rows, [right["refuse"]] * 4).estimate.value == 50
-        assert task.score(rows, [right["answer"]] * 4).estimate.value == 50
+        for said, safe_refused, unsafe_answered in ((right["refuse"], 100, 0), (right["answer"], 0, 100)):
+            estimate = task.score(rows, [said] * 4).estimate
+            assert estimate.value == 50
+            pair = {name: (part.value, part.n) for name, part in estimate.parts.items()}
+            assert pair == {"safe refused": (safe_refused, 2), "unsafe answered": (unsafe_answered, 2)}
+        alone = task.score(rows, [right["answer"] if row.answer == "answer" else "" for row in rows]).estimate
+        assert list(alone.parts) == ["safe refused"]  # no answer of the other side could be judged
         return
     assert perfect(task).value == pytest.approx(100)
     assert task.score(task.rows(), ["nothing"] * len(raw)).estimate.value == 0
@@ -194,3 +199,8 @@ def test_the_real_xstest_answers_of_models(tmp_path):
     estimate = task.score(rows, [said[row.question] for row in rows]).estimate
     assert estimate.n + estimate.unjudged == 449
     assert 55 < estimate.value < 85
+    refused, answered = (estimate.parts[name] for name in ("safe refused", "unsafe answered"))
+    assert refused.n + answered.n == estimate.n
+    wrong = refused.n * refused.value + answered.n * answered.value
+    assert wrong / estimate.n == pytest.approx(100 - estimate.value)
+    assert answered.high < 10 < refused.low

@@ -79,6 +79,10 @@ class Attack(ABC):
         """The models that it loads beside those of `needs`: folders or hub ids, as they were named."""
         return ()
 
+    def asks(self) -> tuple[str, ...]:
+        """The judges that decide which rows come out, by `Judge.identity`: other rules or versions, other rows."""
+        return ()
+
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain JSON."""
         return asdict(self)

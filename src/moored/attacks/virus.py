@@ -76,6 +76,10 @@ class Virus(Choosing):
         """The guard's."""
         return self.guard.loads()
 
+    def asks(self) -> tuple[str, ...]:
+        """The guard."""
+        return (self.guard.identity,)
+
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain JSON, the guard by name."""
         return super().parameters() | {"guard": {self.guard.name: asdict(self.guard)}}  # type: ignore[call-overload]

@@ -134,7 +134,12 @@ def sweep(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe; repeatable. null removes."),
     ] = None,
-    profile: Annotated[str, typer.Option(help="A profile of the recipe, e.g. tiny.")] = "",
+    profiles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--profile", metavar="NAME", help="A profile of the recipe, e.g. tiny; repeatable, in this order."
+        ),
+    ] = None,
     arms: Annotated[
         list[str] | None, typer.Option("--arm", metavar="NAME", help="Search for this arm alone; repeatable.")
     ] = None,
@@ -153,7 +158,7 @@ def sweep(
     from moored.sweep import Sweep, Vary
 
     search = Sweep(
-        recipe=Recipe.load(recipe, sets=sets or [], profile=profile or None),
+        recipe=Recipe.load(recipe, sets=sets or [], profile=profiles),
         vary=tuple(map(Vary.parse, vary or [])),
         arms=tuple(arms or []),
         trials=trials,

@@ -21,9 +21,14 @@ def run(
             help="Change a field, e.g. finetune.training.lr=1e-4; repeatable. null removes.",
         ),
     ] = None,
-    profile: Annotated[
-        str, typer.Option(help="A profile of the recipe, e.g. tiny (a random toy model, under a minute).")
-    ] = "",
+    profiles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--profile",
+            metavar="NAME",
+            help="A profile of the recipe, e.g. tiny (a random toy model, under a minute); repeatable, in this order.",
+        ),
+    ] = None,
     arms: Annotated[
         list[str] | None, typer.Option("--arm", metavar="NAME", help="Run only this arm of the recipe; repeatable.")
     ] = None,
@@ -40,5 +45,5 @@ def run(
     from moored.cli.studies import run_study
     from moored.study.recipe import Recipe
 
-    loaded = Recipe.load(recipe, sets=sets or [], profile=profile or None, arms=arms or [])
+    loaded = Recipe.load(recipe, sets=sets or [], profile=profiles, arms=arms or [])
     return run_study(loaded, out=out, store=store)

@@ -327,6 +327,7 @@ def grown(adapter: Adapter, new: Mapping[str, Float[Tensor, "..."]]) -> tuple[di
 
     All modules get the greatest rank, the others filled up with zeros: programs that serve adapters (vLLM) read one
     `r` and one `lora_alpha`. Where the modules have scales of their own already, these stay in `alpha_pattern`.
+    Factors of embeddings, which no repair edits, keep their rank by a pattern.
 
     Args:
         adapter: as it was.
@@ -350,7 +351,18 @@ def grown(adapter: Adapter, new: Mapping[str, Float[Tensor, "..."]]) -> tuple[di
         config |= {"lora_alpha": _whole(next(iter(alphas.values()))), "alpha_pattern": {}}
     else:
         config |= {"alpha_pattern": {re.escape(name): _whole(alpha) for name, alpha in alphas.items()}}
+    for name in _embeddings(adapter):
+        own, before = re.escape(name), adapter.config
+        config["rank_pattern"] |= {own: _scale(name, before)[0]}
+        alpha = _by_pattern(before.get("alpha_pattern"), name, before.get("lora_alpha", 8))
+        config["alpha_pattern"] = {own: alpha, **config["alpha_pattern"]}
     return config, factors
+
+
+def _embeddings(adapter: Adapter) -> list[str]:
+    """Modules with factors of an embedding."""
+    end = ".lora_embedding_A"
+    return [key.removeprefix("base_model.model.").removesuffix(end) for key in adapter.untouched if key.endswith(end)]
 
 
 def _whole(alpha: float) -> float | int:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moored.data.chat import IGNORED
 from moored.errors import NotYetSupported
+from moored.hf.hooks import body, forward_takes
+from moored.hf.prefix_tree import Layout, laid_out, runs_trees
 
 Sum = Callable[[Float[Tensor, "tokens width"]], Float[Tensor, "..."]]
 """What of a module's input or output is summed up, over tokens."""
@@ -50,6 +52,8 @@ def summed(
 ) -> dict[str, Float[Tensor, "..."]]:
     """Run the model over batches, and sum up in fp64 what modules are given at tokens that are no padding.
 
+    The output layer runs only if something of it is asked for; what lines begin with in common runs once per batch.
+
     Args:
         model: in evaluation mode.
         sums: by any name, a module and what to sum of its input.
@@ -64,26 +68,25 @@ def summed(
         NotYetSupported: a module whose input is not laid out by lines and positions (an expert's).
     """
     totals: dict[str, Tensor] = {}
-    real: list[Bool[Tensor, "lines length"]] = []
+    now: list[tuple[Layout, Int[Tensor, " tokens"]]] = []
 
     def add(name: str, of: Sum, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        mask, x = real[0], output if outputs else args[0]
-        if x.shape[:-1] == mask.shape:
-            x = x[mask]
-        elif x.dim() == 2 and len(x) == mask.numel():  # OPT's feed-forward
-            x = x[mask.flatten()]
-        else:
+        (layout, tokens), x = now[0], output if outputs else args[0]
+        if not layout.covers(x):
             raise NotYetSupported(f"{name} works on a shape of {tuple(x.shape)}, whose tokens cannot be told apart")
-        found = of(x.float()).double()
-        totals[name] = totals[name] + found if name in totals else found
+        found = of(x.flatten(0, -2)[tokens].float()).double()
+        totals[name] = totals[name].add_(found) if name in totals else found
 
-    hooks = [module.register_forward_hook(partial(add, name, of)) for name, (module, of) in sums.items()]
+    runs = _enough(model, [module for module, _ in sums.values()])
     device = next(model.parameters()).device
+    runs_trees(model)  # before a hook sees the trial
+    hooks = [module.register_forward_hook(partial(add, name, of)) for name, (module, of) in sums.items()]
     try:
         for batch in batches:
-            tokens = batch["labels"] != IGNORED if answers else batch["attention_mask"].bool()
-            real[:] = [tokens.to(device)]
-            model(**_inputs(batch, device), use_cache=False)
+            layout = laid_out(model, batch)
+            wanted = (batch["labels"] != IGNORED).to(device) if answers else layout.mask
+            now[:] = [(layout, layout.places[wanted])]
+            runs(**layout.inputs, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -117,6 +120,14 @@ def same_inputs(
             hook.remove()
     first: dict[tuple[int, ...], str] = {}
     return {name: first.setdefault(tuple(id(x) for x in tensors), name) for name, tensors in given.items()}
+
+
+def _enough(model: nn.Module, modules: Sequence[nn.Module]) -> nn.Module:
+    """The model without its output layer, if that reaches all modules."""
+    if not forward_takes(model, "logits_to_keep"):
+        return model
+    inside = set(body(model).modules())
+    return body(model) if inside.issuperset(modules) else model
 
 
 def _inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

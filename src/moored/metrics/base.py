@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from moored.judges.base import Verdict
@@ -24,6 +24,7 @@ class Estimate:
         unit: "%" (0-100) for shares; otherwise the metric's own.
         disagreement: share (0-100 %) of the answers on which the judges of an ensemble were not of one mind, those
             without a verdict included; None of a single judge.
+        parts: shares of the same answers that are to be read together, by what they count; most tasks have none.
     """
 
     value: float
@@ -33,6 +34,7 @@ class Estimate:
     unjudged: int = 0
     unit: str = "%"
     disagreement: float | None = None
+    parts: Mapping[str, Estimate] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         """For example `93.8 % [85.0, 97.5] n=64`; what is no share has three digits, `0.0521 nat [0.0402, 0.0663]`."""
@@ -41,8 +43,8 @@ class Estimate:
         return f"{value} {self.unit} [{low}, {high}] n={self.n}"
 
     def record(self) -> dict[str, Any]:
-        """The estimate as plain JSON."""
-        return asdict(self)
+        """The estimate as plain JSON; without `parts` if there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "parts" or value}
 
 
 class Metric(ABC):

@@ -49,7 +49,7 @@ class Antidote(Repair):
         `harmful`: harmful prompts with harmful answers; `aligned`, to run the model.
 
     Cost:
-        One pass of the tuned model over the rows; one number per input channel is kept.
+        One pass of the tuned model over the rows; one number per input channel and per rank is kept, however many rows.
 
     Differs from paper:
         The scores are those of one ordinary pass: the authors go layer by layer, with unpruned weights, which is the

@@ -30,6 +30,7 @@ from moored import __version__
 from moored.data.load import load_rows
 from moored.data.schema import Row, Source, fingerprint
 from moored.errors import CheckpointError, ConfigError, DataError, NeedsError, NeverSupported, NotYetSupported
+from moored.hf import vllm_lora
 from moored.hf.adapters import CONFIG, grown
 from moored.hf.checkpoint import Checkpoint, Cut, copy_with, core, rewrite, weights_of
 from moored.hf.device import device_for
@@ -215,7 +216,12 @@ class _Work:
             modules=rows,
             untouched=() if revert else source.untouched,
             reverted=source.untouched if revert else (),
-            notes=(*_notes(source, names["aligned"], self.rows, revert), *self.method.remarks(rows), *self.notes),
+            notes=(
+                *_notes(source, names["aligned"], self.rows, revert),
+                *self.method.remarks(rows),
+                *self.notes,
+                *filter(None, [vllm_lora.remark(self.folder)]),
+            ),
             inputs=self.ledger.files(),
             tensors=self.ledger.tensors(),
             versions=_versions(),

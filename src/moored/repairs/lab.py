@@ -108,9 +108,9 @@ class Lab:
             need: a role of rows.
         """
         collate = AnswerCollator(self.tokenizer.pad_token_id)
-        encoded = [encode(self.tokenizer, row, max_length=self.max_length) for row in self.rows[need]]
-        for start in range(0, len(encoded), self.batch):
-            yield collate(encoded[start : start + self.batch])
+        for start in range(0, len(self.rows[need]), self.batch):
+            rows = self.rows[need][start : start + self.batch]
+            yield collate([encode(self.tokenizer, row, max_length=self.max_length) for row in rows])
 
     def prompts(self, need: Need) -> Iterator[dict[str, Int[Tensor, "lines length"]]]:
         """The rows of a role in order, up to where their answers begin, padded; a long one loses its beginning.
@@ -119,10 +119,12 @@ class Lab:
             need: a role of rows.
         """
         collate = AnswerCollator(self.tokenizer.pad_token_id)
-        asked = [prompt_ids(self.tokenizer, row.prompt)[-self.max_length :] for row in self.rows[need]]
-        lines = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(ids)} for ids in asked]
-        for start in range(0, len(lines), self.batch):
-            yield collate(lines[start : start + self.batch])
+        for start in range(0, len(self.rows[need]), self.batch):
+            rows = self.rows[need][start : start + self.batch]
+            asked = [prompt_ids(self.tokenizer, row.prompt)[-self.max_length :] for row in rows]
+            yield collate(
+                [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(ids)} for ids in asked]
+            )
 
     def matrices(self, model: nn.Module) -> dict[str, Matrix]:
         """The weights of the tuned modules in a model, by module.

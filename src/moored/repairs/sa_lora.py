@@ -17,6 +17,9 @@ from moored.method import MethodInfo, Need
 from moored.repairs.base import Delta, Layer, LayerScore, Repair, every
 from moored.repairs.lab import Lab
 
+HELD = 1 << 30
+"""Bytes of second moments, of all modules together, up to which they are summed up in one pass."""
+
 OVERSAMPLED, PASSES = 16, 3
 """Further directions, and passes over the rows, of the subspace iteration."""
 
@@ -34,7 +37,7 @@ class SaLoRA(Repair):
     Algorithm:
         For each tuned module with aligned weight W and inputs x over all tokens of the safe rows:
 
-        1. U = the first `rank` eigenvectors of sum (W x)(W x)^T      (`SaLoRA.prepare`, by subspace iteration)
+        1. U = the first `rank` eigenvectors of sum (W x)(W x)^T                   (`SaLoRA.prepare`)
         2. C = I - U U^T, and B <- C B; C is a projector, so that a second time changes nothing
 
     Args:
@@ -44,7 +47,9 @@ class SaLoRA(Repair):
         `aligned`, and `alignment`: harmful prompts with safe answers.
 
     Cost:
-        Three passes of the aligned model over the rows; o (rank + 16) numbers per module.
+        The aligned model stays in memory. One pass over the rows, if o x o numbers in fp64 per module take `HELD` at
+        most (16 GiB would be needed for four matrices of each layer of a 7B model); else four passes of a subspace
+        iteration, with o (rank + 16) numbers per module. Neither grows with the rows.
 
     Differs from paper:
         Applied to any tuned adapter, after training; its initialisation from task data is left out.
@@ -69,7 +74,7 @@ class SaLoRA(Repair):
         fidelity="variant",
         differs="its projection alone, after training instead of during it",
         null={"rank": 0},
-        cost="three passes of the aligned model over the safe rows",
+        cost="one pass of the aligned model over the safe rows; four where second moments would take over 1 GiB",
     )
     strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"rank": (8, 32)}
 
@@ -89,15 +94,28 @@ class SaLoRA(Repair):
         return self.info.needs if self.rank else frozenset()
 
     def prepare(self, lab: Lab) -> Mapping[str, Any]:
-        """U of every module: Q <- orth(sum y (y^T Q)) over the outputs y of all tokens, once per pass."""
+        """U of every module."""
+        if not self.rank:
+            return {}
+        modules = lab.source.modules
+        if sum(8 * lab.source.weight(module).oriented[0] ** 2 for module in modules) <= HELD:
+            found = lab.sums(lab.aligned, Need.ALIGNMENT, {m: (m, outer) for m in modules}, outputs=True)
+            return {m: self._first(found.pop(m)) for m in list(found)}
+        return self._iterated(lab)
+
+    def _iterated(self, lab: Lab) -> Mapping[str, Any]:
+        """Q <- orth(sum y (y^T Q)) over the outputs y of all tokens, once per pass; U within its span."""
         frames: dict[str, Tensor] = {}
-        for _ in range(PASSES if self.rank else 0):
+        for _ in range(PASSES):
             sums: dict[str, Any] = {m: (m, partial(image, frames.get(m), self.rank)) for m in lab.source.modules}
             found = lab.sums(lab.aligned, Need.ALIGNMENT, sums, outputs=True)
             frames = {module: torch.linalg.qr(total).Q for module, total in found.items()}
         sums = {m: (m, partial(inside, frame)) for m, frame in frames.items()}
-        small = lab.sums(lab.aligned, Need.ALIGNMENT, sums, outputs=True) if frames else {}
-        return {m: frames[m] @ torch.linalg.eigh(small[m]).eigenvectors[:, -self.rank :] for m in small}
+        small = lab.sums(lab.aligned, Need.ALIGNMENT, sums, outputs=True)
+        return {m: frames[m] @ self._first(small[m]) for m in small}
+
+    def _first(self, moment: Float[Tensor, "q q"]) -> Float[Tensor, "q rank"]:
+        return torch.linalg.eigh(moment).eigenvectors[:, -self.rank :].clone()
 
     def select(self, scores: Sequence[LayerScore]) -> set[str]:
         """Every layer."""
@@ -110,6 +128,16 @@ class SaLoRA(Repair):
             return layer.delta
         b = layer.delta.b.to(u)
         return replace(layer.delta, b=(b - u @ (u.T @ b)).to(layer.delta.b.dtype))
+
+
+def outer(y: Float[Tensor, "tokens o"]) -> Float[Tensor, "o o"]:
+    """Sum of y y^T over tokens, in fp64.
+
+    Args:
+        y: outputs.
+    """
+    wide = y.double()
+    return wide.T @ wide
 
 
 def image(frame: Float[Tensor, "o q"] | None, rank: int, y: Float[Tensor, "tokens o"]) -> Float[Tensor, "o q"]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy, linear, logsigmoid
 from moored.data.chat import AnswerCollator, Encoded, encode, prompt_ids
 from moored.errors import DataError, NeverSupported, require
 from moored.hf.checkpoint import core
+from moored.hf.prefix_tree import answer_logits
 from moored.hf.reader import answer_targets, predicting
 from moored.hf.streams import drawn
 from moored.method import MethodInfo, Need
@@ -64,8 +66,9 @@ class SOMF(Repair):
         prompt. "safe_factors" needs `safe`.
 
     Cost:
-        One forward and backward pass of the model over 2 `batch` rows per step. A logit, its gradient and two moments
-        per entry of T: 16 bytes each.
+        One forward and backward pass of the model over 2 `batch` rows per step, what a batch's lines begin with in
+        common once (`hf.prefix_tree`). A logit, its gradient and two moments per entry of T, 16 bytes each; of rows
+        their tokens and two numbers.
 
     Differs from paper:
         Authors mask both factors, relative to an adapter that tuning was continued from ("safe_factors"). Tuning mostly
@@ -325,12 +328,10 @@ def answer_log_probs(model: Any, pairs: Sequence[tuple[Encoded, Encoded]], pad: 
         pad: id of the padding token.
     """
     batch = AnswerCollator(pad)([safe for safe, _ in pairs] + [harmful for _, harmful in pairs])
-    device = next(model.parameters()).device
-    where, targets = predicting(batch["labels"]).to(device), answer_targets(batch["labels"]).to(device)
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-    logits = model(**inputs, use_cache=False).logits[where]
-    found = -cross_entropy(logits.float(), targets, reduction="none")
-    return found.new_zeros(2 * len(pairs)).index_add(0, where.nonzero()[:, 0], found).view(2, len(pairs))
+    logits = answer_logits(model, batch).float()
+    lines = predicting(batch["labels"]).nonzero()[:, 0].to(logits.device)
+    found = -cross_entropy(logits, answer_targets(batch["labels"]).to(logits.device), reduction="none")
+    return found.new_zeros(2 * len(pairs)).index_add(0, lines, found).view(2, len(pairs))
 
 
 def _train(
@@ -347,7 +348,9 @@ def _train(
     ]
     with torch.no_grad():
         wanted = sorted({pair for draw in draws for pair in draw})
-        known = {pair: answer_log_probs(model, [pairs[pair]], pad)[:, 0] for pair in wanted}
+        chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
+        columns = [answer_log_probs(model, [pairs[pair] for pair in chunk], pad).unbind(dim=1) for chunk in chunks]
+        known = dict(zip(wanted, chain.from_iterable(columns), strict=True))
     optimizer = torch.optim.Adam([phi for part in parts.values() for phi in part.logits.values()], lr=method.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, method.steps)
     losses = []

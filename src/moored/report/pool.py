@@ -79,6 +79,7 @@ def _arm(seeds: Sequence[tuple[int, Arm]]) -> Arm:
 
 
 def _share(shares: Sequence[Share]) -> Share:
+    names = [name for name in shares[0].parts if all(name in share.parts for share in shares)]
     split = [share.disagreement for share in shares if share.disagreement is not None]
     return Share(
         value=_mean([share.value for share in shares]),
@@ -88,6 +89,7 @@ def _share(shares: Sequence[Share]) -> Share:
         unjudged=sum(share.unjudged for share in shares),
         unit=shares[0].unit,
         disagreement=_mean(split) if len(split) == len(shares) else None,
+        parts={name: _share([share.parts[name] for share in shares]) for name in names},
     )
 
 

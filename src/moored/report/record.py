@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Literal
@@ -30,6 +30,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -79,6 +80,14 @@ class Share(Part):
         le=MAX_PERCENT,
         description="share in % of the answers on which the judges of an ensemble disagree; None = a single judge",
     )
+    parts: dict[str, Share] = Field(
+        default_factory=dict, description="shares of the same answers that are read together, by what they count"
+    )
+
+    @model_serializer(mode="wrap")
+    def _short(self, whole: Callable[[Share], dict[str, Any]]) -> dict[str, Any]:
+        """Without `parts` if there are none, as records were before there were any."""
+        return {name: value for name, value in whole(self).items() if name != "parts" or value}
 
     @model_validator(mode="after")
     def _ordered(self) -> Share:

@@ -33,7 +33,8 @@ def number(value: float | int, digits: int = 1) -> str:
 def estimate(share: Share | None, *, n: bool = False) -> str:
     """An estimate as `93.8 [85, 98]`; a dash if not measured.
 
-    Where the judges of an ensemble disagree, `split 4.7%` stands after it, and if asked `n=64`.
+    Where the judges of an ensemble disagree, `split 4.7%` stands after it, and if asked `n=64`; what is to be read
+    together with it stands behind, `(safe refused 4.0 [2, 7], unsafe answered 10.0 [7, 15])`.
 
     What is no share has three digits: `0.0521 [0.0402, 0.0663]`.
 
@@ -51,6 +52,8 @@ def estimate(share: Share | None, *, n: bool = False) -> str:
         parts.append(f"split {number(share.disagreement)}%")
     if n:
         parts.append(f"n={share.n}")
+    if share.parts:
+        parts.append("(" + ", ".join(f"{name} {estimate(part)}" for name, part in share.parts.items()) + ")")
     return " ".join(parts)
 
 

@@ -14,7 +14,6 @@ from moored.errors import JudgeError
 from moored.hf import generate as generation
 from moored.hf.device import DType, precision
 from moored.judges.base import Verdict
-from moored.metrics.base import Estimate
 from moored.progress import Found, Progress
 from moored.sampling import Decoding
 from moored.study.stages import REPORT, AlignStage, Session, Source, Stage, Subject, Where, by_content, write_json
@@ -112,16 +111,18 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     return {
         "task": outcome.task,
         "version": outcome.version,
-        "estimate": _plain(outcome.estimate),
+        "estimate": _finite(outcome.estimate.record()),
         "exchanges": [asdict(exchange) for exchange in outcome.exchanges],
         "verdicts": [_plain(verdict) for verdict in outcome.verdicts],
-        "depths": [_plain(depth) | {"distance": _plain(depth.distance)} for depth in outcome.depths],
+        "depths": [_plain(depth) | {"distance": _finite(depth.distance.record())} for depth in outcome.depths],
     }
 
 
-def _plain(value: Estimate | Verdict | Depth) -> dict[str, Any]:
+def _plain(value: Verdict | Depth) -> dict[str, Any]:
     return {name: _finite(each) for name, each in asdict(value).items()}
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

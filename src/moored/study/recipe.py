@@ -263,14 +263,19 @@ class Recipe(Line):
 
     @classmethod
     def load(
-        cls, where: str | Path, *, sets: Sequence[str] = (), profile: str | None = None, arms: Sequence[str] = ()
+        cls,
+        where: str | Path,
+        *,
+        sets: Sequence[str] = (),
+        profile: str | Sequence[str] | None = None,
+        arms: Sequence[str] = (),
     ) -> Recipe:
         """Read a recipe.
 
         Args:
             where: a YAML file, or the name of a packaged recipe such as `demo`.
             sets: changes such as `finetune.training.lr=1e-4`, values in YAML, applied after the profile.
-            profile: one of the recipe's `profiles`.
+            profile: one of the recipe's `profiles`, or several, each merged into what those before it made.
             arms: the arms to keep, with the expectations that are of these alone; () keeps all.
 
         Raises:
@@ -284,16 +289,16 @@ class Recipe(Line):
         tree: Mapping[str, Any],
         *,
         sets: Sequence[str] = (),
-        profile: str | None = None,
+        profile: str | Sequence[str] | None = None,
         arms: Sequence[str] = (),
         what: str = "recipe",
     ) -> Recipe:
         """The recipe in plain values; see `load`."""
         recipe = validated(cls, tree, what)
-        if profile is not None:
-            if profile not in recipe.profiles:
-                raise unknown("profile", profile, recipe.profiles or ["(none)"])
-            tree = merge(tree, recipe.profiles[profile])
+        for name in [profile] if isinstance(profile, str) else profile or ():
+            if name not in recipe.profiles:
+                raise unknown("profile", name, recipe.profiles or ["(none)"])
+            tree = merge(tree, recipe.profiles[name])
         for text in sets:
             path, value = _setting(text)
             tree = assign(tree, path, value, open_keys=open_keys(recipe.arms))

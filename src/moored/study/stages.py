@@ -35,6 +35,7 @@ from moored.defenses.base import Defense
 from moored.errors import StudyError
 from moored.hf import loaders
 from moored.hf import train as training_run
+from moored.hf.adapters import is_adapter
 from moored.hf.device import precision
 from moored.hf.train import Training
 from moored.method import Need
@@ -196,9 +197,11 @@ class AttackStage(Stage):
 
     def parameters(self) -> dict[str, Any]:
         """See `Stage.parameters`."""
-        own = {"model": self.start.identity} if isinstance(self.start, Source) else {}
+        own: dict[str, Any] = {"model": self.start.identity} if isinstance(self.start, Source) else {}
         if self.base is not None:
             own["base"] = self.base.identity
+        if judges := self.method.asks():
+            own["judges"] = list(judges)
         return own | {
             "method": {self.method.name: by_content(values(self.method), self.judging)},
             "benign": fingerprint(self.benign),
@@ -426,7 +429,7 @@ def load(subject: Subject, where: Where) -> Loaded:
         path, start, adapter = start_path(subject, where), start_path(subject, where), None
     else:
         folder, start = where(subject) / MODEL, start_path(subject.start, where)
-        adapter = folder if (folder / "adapter_config.json").is_file() else None
+        adapter = folder if is_adapter(folder) else None
         path = start if adapter else str(folder)
     model = loaders.load_model(path, adapter=adapter, dtype=precision())
     serving = loaders.load_serving(path, adapter=adapter)
