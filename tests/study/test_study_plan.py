@@ -15,6 +15,7 @@ from moored.data.schema import Row
 from moored.errors import ConfigError, DataError, MooredError, NeedsError
 from moored.judges.guard import Guard
 from moored.judges.told_apart import ToldApart
+from moored.repairs.safe_lora import SafeLoRA
 from moored.study.evaluation import EvaluateStage
 from moored.study.patch import merge
 from moored.study.plan import Plan
@@ -44,6 +45,16 @@ def test_arms_share_what_they_begin_with(tree: dict[str, Any]) -> None:
     counts = {kind: len(found) for kind, found in keys(tree).items()}
     # plain and repaired share the fine-tuning; five models are asked two tasks each
     assert counts == {"align": 1, "attack": 1, "finetune": 2, "repair": 1, "evaluate": 10}
+
+
+def test_a_repair_that_gives_other_weights_than_before_is_run_anew(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys(tree)["repair"]
+    monkeypatch.setattr(SafeLoRA, "revision", 2)
+    assert keys(tree)["repair"] != before
+    monkeypatch.setattr(SafeLoRA, "revision", 1)
+    assert keys(tree)["repair"] == before
 
 
 def test_parents_come_first(tree: dict[str, Any]) -> None:

@@ -171,11 +171,13 @@ class Repair(ABC):
             refuses to start; a full checkpoint needs `aligned` with any method, because its update is tuned - aligned.
         strengths: values to try of the parameter that decides how much is repaired, weakest first.
         every_tensor: on a full checkpoint, edits norms, biases and embeddings too, not only linear layers.
+        revision: raised when the same inputs give other weights, so that a store repairs anew.
     """
 
     info: ClassVar[MethodInfo]
     strengths: ClassVar[Mapping[str, Sequence[Any]]] = {}
     every_tensor: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
 
     def needs(self) -> frozenset[Need]:
         """Roles that this configuration cannot work without."""

@@ -76,6 +76,7 @@ class SaLoRA(Repair):
         null={"rank": 0},
         cost="one pass of the aligned model over the safe rows; four where second moments would take over 1 GiB",
     )
+    revision: ClassVar[int] = 2  # 1 approximated the eigenvectors whatever they would have taken
     strengths: ClassVar[Mapping[str, Sequence[Any]]] = {"rank": (8, 32)}
 
     rank: int = 32

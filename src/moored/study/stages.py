@@ -382,6 +382,7 @@ class RepairStage(Stage):
         return {
             "method": {self.method.info.name: values(self.method)},
             "base": self.base.identity if self.base else None,
+            **({"revision": self.method.revision} if self.method.revision > 1 else {}),
             **{role: fingerprint(rows) for role, rows in self.roles.items()},
         }
 
