@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from moored.data.chat import encode
+from moored.data.preferences import paired
 from moored.data.schema import Preference, Row
 from moored.data.tiny import tiny_rows
 from moored.defenses.lisa import Lisa
 from moored.errors import DataError, NeedsError
 from moored.hf.loaders import load_model, load_tokenizer
-from moored.hf.prefer import encoded, paired, prefer
+from moored.hf.prefer import encoded, prefer
 from moored.hf.train import Training
 
 pytest.importorskip("trl")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
 
 from moored.data.chat import IGNORED, encode
-from moored.data.schema import Preference, Row, normalise
+from moored.data.schema import Preference, Row
 from moored.defenses.base import Defense
 from moored.errors import DataError, NeedsError, require
 from moored.hf.loaders import load_model, load_tokenizer
@@ -61,7 +61,8 @@ def prefer(
         training: how; `pack` makes no difference.
         beta: how much the model is kept near the reference, > 0. Paper: 0.1 to 0.5.
         defenses: see `protect`.
-        roles: preferences for the defences by role, see `paired`; for a role that is a model, its folder or hub id.
+        roles: preferences for the defences by role, see `moored.data.preferences`; for a role that is a model, its
+            folder or hub id.
         merge: see `fine_tune`.
         progress: see `fine_tune`.
 
@@ -84,31 +85,6 @@ def prefer(
     report = run(trainer, out, follower, rows=len(pairs), packed=False)
     save(trainer, trained, tokenizer, model, out, merge=merge, full=training.full)
     return report
-
-
-def paired(preferred: Iterable[Row], others: Iterable[Row]) -> list[Preference]:
-    """Preferences of rows with the same prompt, in the order of the preferred ones; rows without a partner are out.
-
-    Of "synthetic:alignment" and "synthetic:alignment-pairs" it makes alignment data for DPO.
-
-    Args:
-        preferred: rows with the better answers.
-        others: rows with the worse answers; of several with one prompt the first counts.
-
-    Raises:
-        DataError: no prompt is in both.
-    """
-    worse: dict[str, Row] = {}
-    for row in others:
-        worse.setdefault(normalise(row.question), row)
-    pairs = [
-        Preference(preferred=row, other=row.reworded(answer=worse[normalise(row.question)].answer))
-        for row in preferred
-        if normalise(row.question) in worse
-    ]
-    if not pairs:
-        raise DataError("no prompt has both a preferred and another answer; give two sets that share prompts")
-    return pairs
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Preference], max_length: int) -> datasets.Dataset:
@@ -145,7 +121,9 @@ def _role(tokenizer: PreTrainedTokenizerBase, name: str, data: Any, training: Tr
     if isinstance(data, str | Path):
         return data
     if not all(isinstance(each, Preference) for each in data):
-        raise NeedsError(f"`{name}` of a training on preferences must be preferences; see `moored.hf.prefer.paired`")
+        raise NeedsError(
+            f"`{name}` of a training on preferences must be preferences; see `moored.data.preferences.paired`"
+        )
     return encoded(tokenizer, data, training.max_length)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from moored.data.load import save_rows
-from moored.data.schema import Row, normalise, overlap
+from moored.data.schema import Example, Row, normalise, overlap
 from moored.service.claims import Claim, Told
 from moored.service.database import File, Job
 from moored.service.failures import Failed
@@ -80,7 +80,7 @@ class Intake:
         lines.append(Told(key="queued", message="Files validated, moving job to queued state"))
         return claim.move("moved on", lines)
 
-    def _hold_out(self, claim: Claim, job: Job, policy: Policy, trained: Sequence[Row]) -> list[Told]:
+    def _hold_out(self, claim: Claim, job: Job, policy: Policy, trained: Sequence[Example]) -> list[Told]:
         """The rows of the validation file that are not trained on."""
         folder = self._folder(job)
         folder.forget(folder.held_out.name)
@@ -91,7 +91,7 @@ class Intake:
             return [Told(key="held out", message=said, level="warn")]
         given = self.seams.rows(self._bytes(claim, job, job.validation_file, "validation_file"))
         shared = overlap(given, trained)
-        kept: list[Row] = [row for row in given if row.answer and normalise(row.question) not in shared]
+        kept = [one for one in map(_learnt, given) if one.answer and normalise(one.question) not in shared]
         if kept:
             save_rows(kept, folder.held_out)
         if len(kept) == len(given):
@@ -114,6 +114,11 @@ class Intake:
         except FileNotFoundError as error:
             said = f"The bytes of {file_id} are not on this server any more; upload the file again."
             raise Failed("file_not_found", said, param) from error
+
+
+def _learnt(example: Example) -> Row:
+    """The row whose answer an example teaches: of a preference, the one with the better answer."""
+    return example if isinstance(example, Row) else example.preferred
 
 
 def _shortened(value: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from moored.service.database import Job
+from moored.service.failures import Failed
 from moored.service.folder import JobFolder
 from moored.service.hyperparameters import Hyperparameters, resolved
-from moored.service.policy import Offered, Policy
+from moored.service.policy import DefendDpo, Offered, Policy
 from moored.service.starts import SEED
 
 TUNED, REPAIRED = "tuned", "repaired"
@@ -42,9 +43,17 @@ def recipe_of(
         folder: of the job; holds the rows.
         rows: how many they are.
         repaired: add the arm in which the policy's repairs are applied.
+
+    Raises:
+        Failed: the policy does not train by the job's method.
     """
-    offered = policy.models[job.model]
-    known, training = resolved(job.method[job.method["type"]]["hyperparameters"], policy.defend.training, rows)
+    offered, method = policy.models[job.model], job.method["type"]
+    how = policy.defend.by(method)
+    if how is None:
+        raise Failed("unsupported_method", f"This server's policy does not train by the method {method!r}.", "method")
+    beta = how.beta if isinstance(how, DefendDpo) else None
+    known, training = resolved(job.method[method]["hyperparameters"], how.training, rows, beta)
+    dpo = {} if known.beta is None else {"dpo": {"beta": known.beta}}
     # Rows that are too long were complained of when the file was checked; none is cut in silence here.
     training |= {"targets": _targets(offered), "max_length": max(training["max_length"], policy.limits.row_tokens)}
     tree: dict[str, Any] = {
@@ -57,9 +66,10 @@ def recipe_of(
         "upload": _address(folder.rows),
         "finetune": {
             "training": training,
+            **dpo,
             "seed": job.seed,
-            "defenses": [_plain(method) for method in policy.defend.defenses],
-            "roles": {role: _plain(data) for role, data in policy.defend.roles.items()},
+            "defenses": [_plain(defense) for defense in how.defenses],
+            "roles": {role: _plain(data) for role, data in how.roles.items()},
         },
         "repair_with": _plain(policy.repair.repair_with),
         "tasks": {**policy.audit.tasks, **_held_out(policy, folder)},

@@ -35,8 +35,8 @@ FIELDS = (
 )
 LONGEST_SUFFIX, MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 64, 16, 64, 512
 LARGEST_SEED = 2**31 - 1
-METHODS = ("supervised",)
-"""That are trained here."""
+METHODS = ("supervised", "dpo")
+"""That can be trained here; which of them are, the policy says."""
 
 Wish = Literal["cancel", "pause", "resume"]
 
@@ -67,7 +67,7 @@ def create(database: Database, policy: Policy, limits: Limits, project_id: str, 
         validation_file=_text(body, "validation_file") or None,
         suffix=_suffix(_text(body, "suffix")),
         seed=_seed(body.get("seed")),
-        method=_method(body, limits),
+        method=_method(body, policy, limits),
         given_metadata=_metadata(body.get("metadata")),
         integrations={"given": _integrations(body.get("integrations"))},
         policy=rules.plain(),
@@ -220,7 +220,7 @@ def _check_file(session: Session, project_id: str, file_id: str, param: str) -> 
         raise wrong(said, param, "invalid_file_purpose")
 
 
-def _method(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+def _method(body: Mapping[str, Any], policy: Policy, limits: Limits) -> dict[str, Any]:
     """The method with its hyperparameters; the older field `hyperparameters` says the same of supervised."""
     given = body.get("method")
     older = given is None
@@ -229,15 +229,18 @@ def _method(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise wrong("'method' must be an object with a 'type'.", "method", "invalid_type")
     kind = given.get("type")
-    if kind not in METHODS:
-        said = f"This server does not train by the method {kind!r}; it can do {', '.join(METHODS)}."
+    offered = [method for method in METHODS if policy.defend.by(method) is not None]
+    if kind not in offered:
+        said = f"This server does not train by the method {kind!r}; it can do {', '.join(offered)}."
+        if kind in METHODS:
+            said += " Its policy does not say how such a job is defended (`defend.dpo`)."
         raise wrong(said, "method.type", "unsupported_method")
     param = "hyperparameters" if older else f"method.{kind}.hyperparameters"
     own = given.get(kind) or {}
     asked = own.get("hyperparameters") if isinstance(own, Mapping) else own
     if asked is not None and not isinstance(asked, Mapping):
         raise wrong(f"'{param}' must be an object.", param, "invalid_type")
-    return {"type": kind, kind: {"hyperparameters": hyperparameters.checked(asked or {}, limits, param)}}
+    return {"type": kind, kind: {"hyperparameters": hyperparameters.checked(asked or {}, limits, param, kind)}}
 
 
 def _text(body: Mapping[str, Any], name: str, *, required: bool = False) -> str:

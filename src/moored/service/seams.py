@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 
-from moored.data.schema import Row
+from moored.data.schema import Example
 from moored.report.record import Record
 from moored.service.database import Job, Model
 from moored.service.folder import JobFolder
@@ -39,7 +39,7 @@ class Screening(Protocol):
     """What a screen found."""
 
     @property
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[Example]:
         """Those that are kept, in their order."""
 
     @property
@@ -132,8 +132,8 @@ class Seams:
 
     bytes_of: Callable[[str], Path]
     check: Check
-    rows: Callable[[Path], Sequence[Row]]
-    screen: Callable[[Sequence[Row], Policy], Screening]
+    rows: Callable[[Path], Sequence[Example]]
+    screen: Callable[[Sequence[Example], Policy], Screening]
     decide: Decide
     beside: Callable[[Outcome], Mapping[str, str]]
     publish: Callable[[Outcome, Mapping[str, str]], Model]

@@ -14,8 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from moored.data.load import load_rows
-from moored.data.schema import Row
-from moored.errors import ConfigError, NotYetSupported
+from moored.data.schema import Example
+from moored.errors import ConfigError
 from moored.service import files
 from moored.service.blobs import Blobs
 from moored.service.database import Database, File, Job, Model
@@ -75,18 +75,15 @@ def _check(path: Path, *, limits: Limits, method: str) -> Sequence[Complaint]:
     return complaints
 
 
-def _rows(path: Path) -> list[Row]:
-    rows = list(_part("dialect").read(path, name="the file"))
-    if not all(isinstance(row, Row) for row in rows):
-        raise NotYetSupported("jobs on preferences are not wired to training yet")
-    return rows
+def _rows(path: Path) -> list[Example]:
+    return list(_part("dialect").read(path, name="the file"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Screened:
     """A screening as the pipeline sees it."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Example]
     blocked: bool
     reason: str
     found: Callable[[], dict[str, Any]]
@@ -96,7 +93,7 @@ class _Screened:
         return self.found()
 
 
-def _screened(rows: Sequence[Row], policy: Policy) -> Screening:
+def _screened(rows: Sequence[Example], policy: Policy) -> Screening:
     judge = policy.screen.judge
     made = None if judge is None else build("judges", judge.name, judge.parameters)
     found = _part("screening.screening").screen(rows, policy.screen, judge=made, known=_known(policy))

@@ -10,11 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from moored.catalogue import in_folder
-from moored.data.schema import normalise
+from moored.data.schema import Example, normalise
 from moored.errors import require
 from moored.judges.base import Exchange, Judge
 from moored.service.policy import Action, Screen
-from moored.service.screening.base import Detector, Example, Finding, taught
+from moored.service.screening.base import Detector, Finding, taught
 
 ACTIONS: tuple[Action, ...] = ("report", "flag", "drop", "block")
 """What is done, from the least to the most."""
