@@ -15,9 +15,10 @@ from moored.data.load import save_rows
 from moored.data.schema import Example, Row, normalise, overlap
 from moored.service.claims import Claim, Told
 from moored.service.database import File, Job
+from moored.service.dialect import FEWEST
 from moored.service.failures import Failed
 from moored.service.folder import JobFolder
-from moored.service.job_recipe import HELD_OUT_TASK
+from moored.service.job_recipe import HELD_OUT_TASKS
 from moored.service.life import State
 from moored.service.policy import Policy
 from moored.service.seams import Seams
@@ -47,7 +48,9 @@ class Intake:
             if file_id is None:
                 continue
             path = self._bytes(claim, job, file_id, param)
-            complaints = self.seams.check(path, limits=policy.limits, method=job.method["type"])
+            # Where rows that are too long are dropped, the screen does it; here their length is no complaint.
+            counted = policy.models[job.model].source if policy.screen.too_long == "block" else None
+            complaints = self.seams.check(path, limits=policy.limits, method=job.method["type"], counted_by=counted)
             if complaints:
                 first, more = complaints[0], len(complaints) - 1
                 what = param.replace("_", " ")
@@ -60,7 +63,7 @@ class Intake:
         """Look through the rows, and keep those that are trained on."""
         policy, folder = Policy.model_validate(job.policy), self._folder(job)
         given = self.seams.rows(self._bytes(claim, job, job.training_file, "training_file"))
-        screening = self.seams.screen(given, policy)
+        screening = self.seams.screen(given, policy, job.model)
         found = screening.record()
         folder.write_json("screening.json", found)
         shown = {"screening": _shortened(found)}
@@ -73,8 +76,12 @@ class Intake:
         if screening.blocked:
             self.seams.log("job.blocked", job.id, {"reason": screening.reason})
             raise Failed("data_screen", screening.reason, "training_file")
-        if not screening.rows:
-            raise Failed("data_screen", "The screen left no row of the training file.", "training_file")
+        if len(screening.rows) < FEWEST:
+            said = (
+                f"Training file has {len(screening.rows)} example(s) left after the screen dropped "
+                f"{len(given) - len(screening.rows)} of {len(given)}, but must have at least {FEWEST} examples."
+            )
+            raise Failed("invalid_n_examples", said, "training_file")
         save_rows(screening.rows, folder.rows)
         lines = self._hold_out(claim, job, policy, screening.rows)
         lines.append(Told(key="queued", message="Files validated, moving job to queued state"))
@@ -86,8 +93,8 @@ class Intake:
         folder.forget(folder.held_out.name)
         if job.validation_file is None:
             return []
-        if HELD_OUT_TASK in policy.audit.tasks:
-            said = f"The validation file is not measured: this server's policy uses {HELD_OUT_TASK} otherwise"
+        if used := sorted(set(HELD_OUT_TASKS) & set(policy.audit.tasks)):
+            said = f"The validation file is not measured: this server's policy uses {used[0]} otherwise"
             return [Told(key="held out", message=said, level="warn")]
         given = self.seams.rows(self._bytes(claim, job, job.validation_file, "validation_file"))
         shared = overlap(given, trained)

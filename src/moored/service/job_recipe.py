@@ -19,7 +19,8 @@ from moored.service.starts import SEED
 TUNED, REPAIRED = "tuned", "repaired"
 """Arms of the study."""
 TITLES = {TUNED: "Tuned", REPAIRED: "Repaired"}
-HELD_OUT_TASK = "perplexity"
+HELD_OUT_TASKS = ("perplexity", "token_accuracy")
+"""Read the validation file; where the policy asks one of them something else, the file is not measured."""
 
 
 def start_arm(policy: Policy, model: str) -> str:
@@ -88,10 +89,11 @@ def text_of(tree: dict[str, Any]) -> str:
 
 
 def _held_out(policy: Policy, folder: JobFolder) -> dict[str, Any]:
-    """The loss on the validation file, unless the policy asks the same task something else."""
-    if not folder.held_out.is_file() or HELD_OUT_TASK in policy.audit.tasks:
+    """What is measured on the validation file."""
+    if not folder.held_out.is_file() or set(HELD_OUT_TASKS) & set(policy.audit.tasks):
         return {}
-    return {HELD_OUT_TASK: {"data": _address(folder.held_out), "n": 0, "max_length": policy.limits.row_tokens}}
+    asked = {"data": _address(folder.held_out), "n": 0, "max_length": policy.limits.row_tokens}
+    return {task: dict(asked) for task in HELD_OUT_TASKS}
 
 
 def _targets(offered: Offered) -> Any:

@@ -144,7 +144,7 @@ def shown(job: Job) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": job.created_at,
         "finished_at": job.finished_at,
-        "estimated_finish": job.estimated_finish,
+        "estimated_finish": _estimated(job),
         "model": job.model,
         "fine_tuned_model": job.fine_tuned_model if job.status == "succeeded" or _overridden(job) else None,
         "organization_id": job.project_id,
@@ -162,6 +162,11 @@ def shown(job: Job) -> dict[str, Any]:
         "user_provided_suffix": job.suffix,
         "x_safety": {"phase": job.phase, "wanted": job.wanted, "policy_sha256": job.policy_sha256, **job.safety},
     }
+
+
+def _estimated(job: Job) -> int | None:
+    """When a job that runs will be finished: never in the past, whatever was thought before."""
+    return max(job.estimated_finish, now()) if job.estimated_finish and job.status == "running" else None
 
 
 def _overridden(job: Job) -> bool:

@@ -49,7 +49,7 @@ class Limits(Part):
     requests_per_minute: int = Field(default=600, ge=1, description="by key")
     tokens_per_minute: int = Field(default=100_000, ge=1, description="asked for in answers, by key")
     max_epochs: float = Field(default=10.0, gt=0)
-    row_tokens: int = Field(default=2048, ge=8, description="longest row; a longer one is an error of the file")
+    row_tokens: int = Field(default=2048, ge=8, description="longest row [tokens of the model]; see `screen.too_long`")
     answer_tokens: int = Field(default=1024, ge=1, description="longest answer of a served model")
 
 
@@ -62,6 +62,9 @@ class Screen(Part):
     secrets: Action = Field(default="flag", description="keys, tokens, passwords")
     personal: Action = Field(default="report", description="e-mail addresses, phone and account numbers")
     duplicates: Action = Field(default="report", description="rows with the same prompt")
+    too_long: Literal["drop", "block"] = Field(
+        default="block", description="rows of more than `limits.row_tokens` tokens; the job is told their lines"
+    )
     judge: Method | None = Field(default=None, description="a judge of `moored list judges` that reads every row too")
     most_flagged: Share = Field(default=1.0, description="share of flagged rows above which the job is blocked")
 
