@@ -55,6 +55,7 @@ def test_the_preferred_answers_gain(tmp_path):
     after = margins(load_model(tmp_path, dtype="float32"), given)
     assert (after > before).float().mean() > 0.9
     json.dumps(report.record())
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []  # the reference is not kept
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 2.0])

@@ -30,6 +30,8 @@ from moored.hf.train import (
 from moored.memory import forget_peak
 from moored.progress import Progress
 
+REFERENCE = "ref"
+"""TRL's adapter that stays what the trained one was at its start."""
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 """What TRL's collator of preferences reads."""
 
@@ -83,6 +85,8 @@ def prefer(
     given = {name: _role(tokenizer, name, data, training) for name, data in (roles or {}).items()}
     trainer = protected(trainer, defenses, given, rows=len(pairs), training=training)
     report = run(trainer, out, follower, rows=len(pairs), packed=False)
+    if REFERENCE in getattr(trained, "peft_config", {}):
+        trained.delete_adapter(REFERENCE)  # it is the start, and would be saved beside the adapter
     save(trainer, trained, tokenizer, model, out, merge=merge, full=training.full)
     return report
 

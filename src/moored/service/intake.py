@@ -21,7 +21,7 @@ from moored.service.folder import JobFolder
 from moored.service.job_recipe import HELD_OUT_TASKS
 from moored.service.life import State
 from moored.service.policy import Policy
-from moored.service.seams import Seams
+from moored.service.seams import Complaint, Seams
 from moored.service.settings import ServerSettings
 
 SHOWN = 100
@@ -52,6 +52,7 @@ class Intake:
             counted = policy.models[job.model].source if policy.screen.too_long == "block" else None
             complaints = self.seams.check(path, limits=policy.limits, method=job.method["type"], counted_by=counted)
             if complaints:
+                claim.note([_complained(param, number, each) for number, each in enumerate(complaints)])
                 first, more = complaints[0], len(complaints) - 1
                 what = param.replace("_", " ")
                 said = f"The job failed due to an invalid {what}. {first.message}"
@@ -121,6 +122,10 @@ class Intake:
         except FileNotFoundError as error:
             said = f"The bytes of {file_id} are not on this server any more; upload the file again."
             raise Failed("file_not_found", said, param) from error
+
+
+def _complained(param: str, number: int, complaint: Complaint) -> Told:
+    return Told(key=f"complaint {param} {number}", message=complaint.message, level="error")
 
 
 def _learnt(example: Example) -> Row:

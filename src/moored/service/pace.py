@@ -55,7 +55,7 @@ class Pace:
     def finish(self) -> int | None:
         """When it will be over, in seconds since 1970; None: nothing to tell by, yet."""
         kind, state = self.line.get("kind"), self.line.get("state")
-        if not self.took or (kind == "repair" and state not in _OVER):
+        if not self.took or not self.line or (kind == "repair" and state not in _OVER):
             return None
         left = sum(seconds for words, seconds in self.took.items() if words not in self.here)
         if kind == "finetune" and state not in _OVER:
