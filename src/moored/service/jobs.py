@@ -166,7 +166,7 @@ def shown(job: Job) -> dict[str, Any]:
 
 def _estimated(job: Job) -> int | None:
     """When a job that runs will be finished: never in the past, whatever was thought before."""
-    return max(job.estimated_finish, now()) if job.estimated_finish and job.status == "running" else None
+    return max(job.estimated_finish, now() + 1) if job.estimated_finish and job.status == "running" else None
 
 
 def _overridden(job: Job) -> bool:
