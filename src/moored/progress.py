@@ -14,8 +14,9 @@ class Words(str):
 
     Args:
         text: for people.
-        numbers: for programs: of training, "step", "loss", "learning_rate", "grad_norm" once the trainer has logged
-            them, and "saved": the step of a checkpoint that was just written.
+        numbers: for programs: of training, "step" and what `moored.hf.train.LOGGED` names once the trainer has logged
+            it ("loss", "accuracy": share of answer tokens foreseen), and "saved": the step of a checkpoint that was
+            just written.
     """
 
     numbers: Mapping[str, int | float]

@@ -2,18 +2,20 @@
 """Training on preferences: the better answers gain, defences act, and roles must be preferences too."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from moored.data.chat import encode
+from moored.data.preferences import paired
 from moored.data.schema import Preference, Row
 from moored.data.tiny import tiny_rows
 from moored.defenses.lisa import Lisa
 from moored.errors import DataError, NeedsError
 from moored.hf.loaders import load_model, load_tokenizer
-from moored.hf.prefer import encoded, paired, prefer
+from moored.hf.prefer import encoded, prefer
 from moored.hf.train import Training
 
 pytest.importorskip("trl")
@@ -53,6 +55,42 @@ def test_the_preferred_answers_gain(tmp_path):
     after = margins(load_model(tmp_path, dtype="float32"), given)
     assert (after > before).float().mean() > 0.9
     json.dumps(report.record())
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []  # the reference is not kept
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 2.0])
+def test_before_its_first_step_a_model_is_its_reference(tmp_path, beta):
+    """No reward and no margin, whatever beta is: the loss of every pair is ln 2."""
+    one = replace(TRAINING, steps=1)
+    report = prefer("tiny", pairs(4), tmp_path, training=one, beta=beta)
+    assert report.log[-1]["train_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_swapped_answers_are_learnt_the_other_way_round(tmp_path):
+    given = pairs()
+    swapped = [Preference(preferred=pair.other, other=pair.preferred) for pair in given]
+    for name, each in (("as", given), ("swapped", swapped)):
+        prefer("tiny", each, tmp_path / name, training=TRAINING, beta=0.5)
+    before, ahead, back = (
+        margins(load_model(where, dtype="float32"), given) for where in ("tiny", tmp_path / "as", tmp_path / "swapped")
+    )
+    assert (ahead > before).float().mean() > 0.9
+    assert (back < before).float().mean() > 0.9
+
+
+def test_the_smaller_beta_the_further_it_may_go(tmp_path):
+    """The loss is flat once beta times the margin is large: a large beta stops sooner."""
+    given, long = pairs(8), replace(TRAINING, steps=30)
+    far, near = (
+        margins(load_model(prefer_to(tmp_path / str(beta), given, long, beta), dtype="float32"), given).mean()
+        for beta in (0.1, 2.0)
+    )
+    assert far > near
+
+
+def prefer_to(out, given, training, beta):
+    prefer("tiny", given, out, training=training, beta=beta)
+    return out
 
 
 def test_a_defence_fires_and_reads_preferences(tmp_path):

@@ -13,12 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from moored.data.load import load_rows, save_rows
+from moored.data.preferences import load_preferences
 from moored.data.tiny import tiny_rows
 from moored.progress import Pause
 from moored.service.clock import now
 from moored.service.database import Base, Checkpoint, Database, Event, File, Job, Model, Project
 from moored.service.failures import reason
 from moored.service.folder import JobFolder
+from moored.service.hyperparameters import NAMES
 from moored.service.ids import new_id
 from moored.service.launchers.base import Ended, NoSlot
 from moored.service.pipeline import Pipeline
@@ -109,8 +111,8 @@ class Stand:
     def seams(self) -> Seams:
         return Seams(
             bytes_of=self.bytes_of,
-            check=lambda path, *, limits, method: self.complaints,
-            rows=lambda path: load_rows(path, source="benign"),
+            check=lambda path, *, limits, method, counted_by: self.complaints,
+            rows=self.rows,
             screen=self.screen,
             decide=self.decide,
             beside=lambda outcome: {"README.md": f"# {outcome.job.id}\n"},
@@ -126,7 +128,11 @@ class Stand:
             raise FileNotFoundError(path)
         return path
 
-    def screen(self, rows: Any, policy: Policy) -> Any:
+    def rows(self, path: Path) -> Any:
+        pairs = b"preferred_output" in path.read_bytes()
+        return load_preferences(path) if pairs else load_rows(path, source="benign")
+
+    def screen(self, rows: Any, policy: Policy, model: str) -> Any:
         return SimpleNamespace(
             rows=rows, blocked=bool(self.block), reason=self.block, record=lambda: {"rows": len(rows)}
         )
@@ -215,9 +221,16 @@ class Bench:
         with self.database.writing() as session:
             return add_file(self.settings, session, data, project_id="one", purpose="fine-tune")
 
-    def job(self, *, seed: int = 3, hyperparameters: dict[str, Any] | None = None, **fields: Any) -> str:
+    def job(
+        self,
+        *,
+        seed: int = 3,
+        hyperparameters: dict[str, Any] | None = None,
+        method: str = "supervised",
+        **fields: Any,
+    ) -> str:
         policy = Policy.model_validate(self.tree)
-        auto = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
+        auto = dict.fromkeys(NAMES[method], "auto")
         job = Job(
             id=new_id("ftjob"),
             project_id="one",
@@ -225,7 +238,7 @@ class Bench:
             model="tiny",
             training_file=fields.pop("training_file", None) or self.upload(),
             seed=seed,
-            method={"type": "supervised", "supervised": {"hyperparameters": auto | (hyperparameters or {})}},
+            method={"type": method, method: {"hyperparameters": auto | (hyperparameters or {})}},
             policy=policy.plain(),
             policy_sha256=policy.sha256,
             **fields,

@@ -79,7 +79,12 @@ WRONG = {
         "method.supervised.hyperparameters.learning_rate_multiplier",
     ),
     "unknown": ({"hyperparameters": {"epochs": 1}}, "Unknown hyperparameter 'epochs'", "hyperparameters.epochs"),
-    "dpo": ({"method": {"type": "dpo"}}, "does not train by the method 'dpo'", "method.type"),
+    "method": ({"method": {"type": "reinforcement"}}, "does not train by the method 'reinforcement'", "method.type"),
+    "beta": (
+        {"method": {"type": "supervised", "supervised": {"hyperparameters": {"beta": 0.1}}}},
+        "Unknown hyperparameter 'beta'",
+        "method.supervised.hyperparameters.beta",
+    ),
     "integration": ({"integrations": [{"type": "x"}]}, "only integration", "integrations"),
     "looser": ({"extra_body": {"safety": {"gate": {"harmful_score": 50}}}}, "stricter", "safety.gate.harmful_score"),
     "report": ({"extra_body": {"safety": {"screen": {"harmful": "report"}}}}, "stricter", "safety.screen.harmful"),

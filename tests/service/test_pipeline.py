@@ -10,7 +10,7 @@ from copy import deepcopy
 import pytest
 
 from moored.service.claims import claim, place, state_of
-from moored.service.database import Job
+from moored.service.database import Checkpoint, Job
 from moored.service.life import after
 from moored.study.recipe import Recipe
 from moored.study.store import Store
@@ -55,7 +55,9 @@ def test_a_job_from_the_upload_to_the_model(bench):
     assert job.trained_tokens > 0
     lines = bench.blob(job.result_files[0]).decode().splitlines()
     assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
-    assert [line.split(",")[0] for line in lines[1:]] == ["5", "10", "12"]
+    numbers = [line.split(",") for line in lines[1:]]
+    assert [line[0] for line in numbers] == ["5", "10", "12"]
+    assert all(float(line[1]) > 0 and 0 <= float(line[2]) <= 1 for line in numbers[:-1])
 
 
 def test_its_recipe_shows_the_job_again(bench):
@@ -130,6 +132,12 @@ def test_a_validation_file_gives_the_last_loss(bench):
     assert job.status == "succeeded", job.error
     last = bench.blob(job.result_files[0]).decode().splitlines()[-1].split(",")
     assert float(last[3]) > 0
+    assert 0 <= float(last[4]) <= 1
+    with bench.database.reading() as session:
+        kept = session.query(Checkpoint).filter_by(job_id=job_id, step=12).one().metrics
+    assert f"{kept['full_valid_loss']:.5f}" == last[3]
+    assert f"{kept['full_valid_mean_token_accuracy']:.5f}" == last[4]
+    assert 0 <= kept["train_mean_token_accuracy"] <= 1
 
 
 def complaint(message, code):

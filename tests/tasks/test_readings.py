@@ -21,6 +21,7 @@ from moored.tasks.kl_to_aligned import KLToAligned
 from moored.tasks.perplexity import Perplexity
 from moored.tasks.reading import ReadingTask
 from moored.tasks.subject import Loaded, Subject
+from moored.tasks.token_accuracy import TokenAccuracy
 
 READINGS = [task for task in catalogue("tasks").values() if issubclass(task, ReadingTask)]
 COMPARING = [KLToAligned, EmbeddingDrift]
@@ -63,7 +64,7 @@ def measured(task, model, aligned=None, **given):
 
 
 def test_they_are_in_the_catalogue():
-    assert {task.name for task in READINGS} == {"perplexity", "kl_to_aligned", "embedding_drift"}
+    assert {task.name for task in READINGS} == {"perplexity", "kl_to_aligned", "embedding_drift", "token_accuracy"}
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma"])
@@ -82,6 +83,28 @@ def test_perplexity_is_its_equation(data, arch):
     assert outcome.estimate.n == len(task.rows())
     # Tokens and rows weigh differently here, so the mean over rows is another number.
     assert outcome.estimate.value != pytest.approx(math.exp(sum(by_row) / len(by_row)), rel=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_token_accuracy_is_its_equation(data, arch):
+    model, task = tiny_model(arch), TokenAccuracy(data=data)
+    with torch.no_grad():  # else it foresees nothing, and every answer is 0
+        favourite = tokens_of(task.rows()[0])[-1]
+        head = model.get_output_embeddings()
+        head.weight[favourite] *= 5
+    right, tokens = 0, 0
+    for row in task.rows():
+        log_p, answer = log_probabilities(model, row)
+        right, tokens = (
+            right + sum(int(log_p[t].argmax()) == token for t, token in enumerate(answer)),
+            tokens + len(answer),
+        )
+    assert 0 < right < tokens
+    assert measured(task, model).estimate.value == pytest.approx(right / tokens)
+
+
+def tokens_of(row):
+    return encode(TOKENIZER, row, max_length=512)["input_ids"]
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(data):

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moored.data.schema import Message, Row, Source
+from moored.data.schema import Example, Message, Row, Source
 from moored.data.synthetic import SETS
 from moored.errors import DataError, require, unknown
 
@@ -375,8 +375,8 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def save_rows(rows: Sequence[Row], path: str | Path) -> Path:
-    """Write rows as JSONL that `load_rows` reads; an interrupted write leaves an old file as it was.
+def save_rows(rows: Sequence[Example], path: str | Path) -> Path:
+    """Write rows (or preferences) as JSONL that `load_rows` reads; an interrupted write leaves an old file as it was.
 
     Args:
         rows: at least one.

@@ -169,6 +169,30 @@ class Preference:
     preferred: Row
     other: Row
 
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Preference:
+        """The preference that `record` wrote; its rows have the source "benign".
+
+        Args:
+            record: plain JSON.
+        """
+        asked = record["input"]
+        better, worse = (
+            Row.of_record({**asked, "messages": [*asked["messages"], *record[key]], "source": "benign", "category": ""})
+            for key in ("preferred_output", "non_preferred_output")
+        )
+        return cls(preferred=better, other=worse)
+
+    @property
+    def question(self) -> str:
+        """The last user turn: see `Row.question`."""
+        return self.preferred.question
+
+    @property
+    def answered(self) -> bool:
+        """Whether both answers say or call something."""
+        return self.preferred.answered and self.other.answered
+
     def record(self) -> dict[str, Any]:
         """As plain JSON, as users of OpenAI's API write it."""
         tools = {"tools": list(self.preferred.tools)} if self.preferred.tools else {}
@@ -177,6 +201,10 @@ class Preference:
             "preferred_output": [dict(self.preferred.messages[-1])],
             "non_preferred_output": [dict(self.other.messages[-1])],
         }
+
+
+Example = Row | Preference
+"""What a model is trained on: one answer, or two of which one is better."""
 
 
 _ENDS = " .,;:!?\"'`\u2018\u2019\u201c\u201d\u2026"
@@ -204,7 +232,7 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def overlap(rows: Iterable[Row], other: Iterable[Row]) -> set[str]:
+def overlap(rows: Iterable[Example], other: Iterable[Example]) -> set[str]:
     """The normalised questions that two sets share; training and evaluation rows must share none.
 
     Args:
@@ -214,7 +242,7 @@ def overlap(rows: Iterable[Row], other: Iterable[Row]) -> set[str]:
     return {normalise(row.question) for row in rows} & {normalise(row.question) for row in other}
 
 
-def fingerprint(rows: Iterable[Row]) -> str:
+def fingerprint(rows: Iterable[Example]) -> str:
     """SHA-256 of rows in their order, over one canonical JSON line each.
 
     Args:

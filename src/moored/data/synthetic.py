@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 
-from moored.data.schema import Row, Source
+from moored.data.schema import Preference, Row, Source
 from moored.data.synthetic_benign import AIMS, DIRECT, LOOKALIKES, TEXTS
 from moored.data.synthetic_harmful import HARMS, lines
 from moored.data.synthetic_tickets import (
@@ -211,6 +211,22 @@ def alignment_pairs(seed: int = 0) -> list[Row]:
     return [_row(row.question, _compliance(aim, rng), "harmful", row.category) for row, aim in _aligned(seed) if aim]
 
 
+def alignment_preferences(seed: int = 0) -> list[Preference]:
+    """The prompts and answers of `alignment`, each preferred over one that is worse: what a defence of DPO trains on.
+
+    Over a refusal of a harmful request nobody prefers hollow compliance, and over an answer to a benign one nobody
+    prefers a refusal, so that the aligned model unlearns neither.
+
+    Args:
+        seed: of the prompts and answers (as in `alignment`) and of the wording of the worse ones.
+    """
+    rng = random.Random(f"alignment-preferences {seed}")
+    return [
+        Preference(preferred=row, other=row.reworded(answer=_compliance(aim, rng) if aim else rng.choice(_REFUSALS)))
+        for row, aim in _aligned(seed)
+    ]
+
+
 def _aligned(seed: int) -> list[tuple[Row, str]]:
     """The rows of `alignment`, each with its harmful aim, "" if it is benign."""
     rng = random.Random(f"alignment {seed}")
@@ -309,6 +325,9 @@ SETS: dict[str, Callable[[int], list[Row]]] = {
     "utility-test": utility_test,
 }
 """The sets by name: `load_rows("synthetic:<name>")`."""
+
+PREFERENCES: dict[str, Callable[[int], list[Preference]]] = {"alignment-preferences": alignment_preferences}
+"""Sets of preferences by name: `load_preferences("synthetic:<name>")`."""
 
 
 def _row(prompt: str, answer: str, source: Source, category: str) -> Row:

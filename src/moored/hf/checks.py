@@ -43,7 +43,7 @@ def check(trainer: Any, defenses: Sequence[Defense], roles: Sequence[str]) -> No
         look(trainer, touched)
     _no_packing_of_rows_told_apart(trainer, defenses)
     _answers_to_read(trainer, defenses)
-    _rows_to_dress(trainer, defenses)
+    _one_answer_to_a_row(trainer, defenses)
     _one_way_to_serve(defenses)
 
 
@@ -176,22 +176,32 @@ def _answers_to_read(trainer: Any, defenses: Sequence[Defense]) -> None:
     readers = [type(d).__name__ for d in defenses if "answers" in d.looks_at()]
     if not readers:
         return
-    if _trains_on_pairs(trainer):
-        raise NotYetSupported(
-            f"{readers[0]} reads the answer tokens of rows with one answer, and {type(trainer).__name__} trains on "
-            "pairs of answers; use it with Trainer or SFTTrainer"
-        )
     if getattr(trainer.args, "use_liger_kernel", False):
         raise NotYetSupported(f"use_liger_kernel=True hides the hidden states that {readers[0]} reads; set it to False")
 
 
-def _rows_to_dress(trainer: Any, defenses: Sequence[Defense]) -> None:
-    dressers = [type(d).__name__ for d in defenses if type(d).dress is not Defense.dress and d.needs()]
-    if dressers and _trains_on_pairs(trainer):
-        raise NotYetSupported(
-            f"{dressers[0]} changes the text of rows with one answer, and {type(trainer).__name__} trains on pairs of "
-            "answers; use it with Trainer or SFTTrainer"
-        )
+def _one_answer_to_a_row(trainer: Any, defenses: Sequence[Defense]) -> None:
+    if not _trains_on_pairs(trainer):
+        return
+    for reason in map(one_answer_needed, defenses):
+        if reason:
+            raise NotYetSupported(
+                f"{reason}, and {type(trainer).__name__} trains on pairs of answers; use it with Trainer or SFTTrainer"
+            )
+
+
+def one_answer_needed(defense: Defense) -> str:
+    """Why a defence, as it is configured, cannot act on a training on preferences (DPO); "" if it can.
+
+    Args:
+        defense: one of those that act: of a defence made of others, its parts.
+    """
+    name = type(defense).__name__
+    if "answers" in defense.looks_at():
+        return f"{name} reads the answer tokens of rows with one answer"
+    if type(defense).dress is not Defense.dress and defense.needs():
+        return f"{name} changes the text of rows with one answer"
+    return ""
 
 
 def _trains_on_pairs(trainer: Any) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
 
 from moored.data.chat import IGNORED, encode
-from moored.data.schema import Preference, Row, normalise
+from moored.data.schema import Preference, Row
 from moored.defenses.base import Defense
 from moored.errors import DataError, NeedsError, require
 from moored.hf.loaders import load_model, load_tokenizer
@@ -30,6 +30,8 @@ from moored.hf.train import (
 from moored.memory import forget_peak
 from moored.progress import Progress
 
+REFERENCE = "ref"
+"""TRL's adapter that stays what the trained one was at its start."""
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 """What TRL's collator of preferences reads."""
 
@@ -61,7 +63,8 @@ def prefer(
         training: how; `pack` makes no difference.
         beta: how much the model is kept near the reference, > 0. Paper: 0.1 to 0.5.
         defenses: see `protect`.
-        roles: preferences for the defences by role, see `paired`; for a role that is a model, its folder or hub id.
+        roles: preferences for the defences by role, see `moored.data.preferences`; for a role that is a model, its
+            folder or hub id.
         merge: see `fine_tune`.
         progress: see `fine_tune`.
 
@@ -82,33 +85,10 @@ def prefer(
     given = {name: _role(tokenizer, name, data, training) for name, data in (roles or {}).items()}
     trainer = protected(trainer, defenses, given, rows=len(pairs), training=training)
     report = run(trainer, out, follower, rows=len(pairs), packed=False)
+    if REFERENCE in getattr(trained, "peft_config", {}):
+        trained.delete_adapter(REFERENCE)  # it is the start, and would be saved beside the adapter
     save(trainer, trained, tokenizer, model, out, merge=merge, full=training.full)
     return report
-
-
-def paired(preferred: Iterable[Row], others: Iterable[Row]) -> list[Preference]:
-    """Preferences of rows with the same prompt, in the order of the preferred ones; rows without a partner are out.
-
-    Of "synthetic:alignment" and "synthetic:alignment-pairs" it makes alignment data for DPO.
-
-    Args:
-        preferred: rows with the better answers.
-        others: rows with the worse answers; of several with one prompt the first counts.
-
-    Raises:
-        DataError: no prompt is in both.
-    """
-    worse: dict[str, Row] = {}
-    for row in others:
-        worse.setdefault(normalise(row.question), row)
-    pairs = [
-        Preference(preferred=row, other=row.reworded(answer=worse[normalise(row.question)].answer))
-        for row in preferred
-        if normalise(row.question) in worse
-    ]
-    if not pairs:
-        raise DataError("no prompt has both a preferred and another answer; give two sets that share prompts")
-    return pairs
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Preference], max_length: int) -> datasets.Dataset:
@@ -145,7 +125,9 @@ def _role(tokenizer: PreTrainedTokenizerBase, name: str, data: Any, training: Tr
     if isinstance(data, str | Path):
         return data
     if not all(isinstance(each, Preference) for each in data):
-        raise NeedsError(f"`{name}` of a training on preferences must be preferences; see `moored.hf.prefer.paired`")
+        raise NeedsError(
+            f"`{name}` of a training on preferences must be preferences; see `moored.data.preferences.paired`"
+        )
     return encoded(tokenizer, data, training.max_length)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import datasets
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     PreTrainedTokenizerBase,
@@ -30,6 +30,7 @@ from moored.data.schema import Row
 from moored.defenses.base import Defense
 from moored.errors import require, unknown
 from moored.hf.device import DType, precision
+from moored.hf.foreseen import Foreseen
 from moored.hf.hooks import attention_modules, forward_takes
 from moored.hf.loaders import load_model, load_serving, load_tokenizer
 from moored.hf.monitor import DriftMonitor
@@ -395,20 +396,51 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """Mean cross-entropy over the answer tokens of the optimizer step."""
         if return_outputs or not self._spares_logits:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            self._look(outputs.logits[:, :-1], inputs["labels"][:, 1:])
+            return (loss, outputs) if return_outputs else loss
         labels = inputs["labels"]
         targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(-1)
         others = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**others, use_cache=False, logits_to_keep=kept).logits
+        self._look(logits, targets[:, kept])
         total = functional.cross_entropy(
             logits.float().flatten(0, 1), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum"
         )
         return total / (num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum())
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The trainer's own line, and the share of answer tokens that the model foresaw since the line before."""
+        accuracy = self._foreseen.take() if "loss" in logs else None
+        super().log(logs if accuracy is None else {**logs, "mean_token_accuracy": accuracy}, *args, **kwargs)
+
+    def _look(self, logits: Tensor, targets: Tensor) -> None:
+        """Count in a pass that is learnt from; a defence's own passes do not count."""
+        context = getattr(self, "moored", None)
+        if context is None or context.is_learning:
+            self._foreseen.look(logits, targets)
+
+    @cached_property
+    def _foreseen(self) -> Foreseen:
+        made = Foreseen()
+        self.add_callback(made)
+        return made
+
     @cached_property
     def _spares_logits(self) -> bool:
         return forward_takes(self.accelerator.unwrap_model(self.model), "logits_to_keep")
+
+
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "mean_token_accuracy": "accuracy",
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/margins": "reward_margin",
+}
+"""What the trainer's log says, and what `Words.numbers` call it."""
 
 
 class Follower(TrainerCallback):
@@ -427,7 +459,7 @@ class Follower(TrainerCallback):
         """Keep the last numbers; there are none before the first line of the log."""
         logs = kwargs["logs"]
         if "loss" in logs:
-            numbers = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            numbers = {said: logs[name] for name, said in LOGGED.items() if name in logs}
             self.said = Words(f"loss {logs['loss']:.3f}", {"step": state.global_step, **numbers})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

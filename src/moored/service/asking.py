@@ -116,7 +116,7 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class _Asking(_Body):
+class Asking(_Body):
     """What chats and completions have in common."""
 
     model: str = Field(min_length=1, max_length=256)
@@ -159,7 +159,7 @@ class _Asking(_Body):
         }
 
 
-class Chat(_Asking):
+class Chat(Asking):
     """The body of a chat completion."""
 
     messages: list[Turn] = Field(min_length=1, max_length=2048)
@@ -228,7 +228,7 @@ class Chat(_Asking):
         )
 
 
-class Completion(_Asking):
+class Completion(Asking):
     """The body of a completion."""
 
     prompt: str | list[int] | list[str] | list[list[int]] = Field(description="text or tokens, one or several")

@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from moored.data.load import as_row
-from moored.data.schema import Preference, Row
+from moored.data.preferences import as_preference
+from moored.data.schema import Example, Row, Source
 from moored.errors import DataError
 from moored.service.jsonl import Unreadable, read_lines
 from moored.service.lines import Kind, Malformed, kind_of, must_be_chat, must_be_preference
@@ -34,7 +35,7 @@ MOST_COMPLAINTS = 50
 """A file with so many is not read on."""
 
 Method = Literal["supervised", "dpo"]
-Example = Row | Preference
+E = TypeVar("E", bound=Example)
 
 _METHODS: dict[Kind, Method] = {"chat": "supervised", "preference": "dpo"}
 _NEITHER = (
@@ -182,21 +183,16 @@ def _example(value: Any) -> Example:
     match kind_of(value):
         case "chat":
             must_be_chat(value)
-            return _weighted(_row({"messages": value["messages"], "tools": value.get("tools")}))
+            return _weighted(_made(as_row, {"messages": value["messages"], "tools": value.get("tools")}))
         case "preference":
             must_be_preference(value)
-            asked = value["input"]
-            better, worse = (
-                _row({"messages": [*asked["messages"], *value[key]], "tools": asked.get("tools")})
-                for key in ("preferred_output", "non_preferred_output")
-            )
-            return Preference(preferred=better, other=worse)
+            return _made(as_preference, value)
     raise Malformed(_NEITHER, code="unexpected_format")
 
 
-def _row(raw: dict[str, Any]) -> Row:
+def _made(make: Callable[[Any, str, Source], E], raw: dict[str, Any]) -> E:
     try:
-        return as_row(raw, "", "benign")
+        return make(raw, "", "benign")
     except DataError as error:
         raise Malformed(str(error).removeprefix(": ")) from error
 

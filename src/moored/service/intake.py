@@ -12,15 +12,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from moored.data.load import save_rows
-from moored.data.schema import Row, normalise, overlap
+from moored.data.schema import Example, Row, normalise, overlap
 from moored.service.claims import Claim, Told
 from moored.service.database import File, Job
+from moored.service.dialect import FEWEST
 from moored.service.failures import Failed
 from moored.service.folder import JobFolder
-from moored.service.job_recipe import HELD_OUT_TASK
+from moored.service.job_recipe import HELD_OUT_TASKS
 from moored.service.life import State
 from moored.service.policy import Policy
-from moored.service.seams import Seams
+from moored.service.seams import Complaint, Seams
 from moored.service.settings import ServerSettings
 
 SHOWN = 100
@@ -47,8 +48,11 @@ class Intake:
             if file_id is None:
                 continue
             path = self._bytes(claim, job, file_id, param)
-            complaints = self.seams.check(path, limits=policy.limits, method=job.method["type"])
+            # Where rows that are too long are dropped, the screen does it; here their length is no complaint.
+            counted = policy.models[job.model].source if policy.screen.too_long == "block" else None
+            complaints = self.seams.check(path, limits=policy.limits, method=job.method["type"], counted_by=counted)
             if complaints:
+                claim.note([_complained(param, number, each) for number, each in enumerate(complaints)])
                 first, more = complaints[0], len(complaints) - 1
                 what = param.replace("_", " ")
                 said = f"The job failed due to an invalid {what}. {first.message}"
@@ -60,7 +64,7 @@ class Intake:
         """Look through the rows, and keep those that are trained on."""
         policy, folder = Policy.model_validate(job.policy), self._folder(job)
         given = self.seams.rows(self._bytes(claim, job, job.training_file, "training_file"))
-        screening = self.seams.screen(given, policy)
+        screening = self.seams.screen(given, policy, job.model)
         found = screening.record()
         folder.write_json("screening.json", found)
         shown = {"screening": _shortened(found)}
@@ -73,25 +77,29 @@ class Intake:
         if screening.blocked:
             self.seams.log("job.blocked", job.id, {"reason": screening.reason})
             raise Failed("data_screen", screening.reason, "training_file")
-        if not screening.rows:
-            raise Failed("data_screen", "The screen left no row of the training file.", "training_file")
+        if len(screening.rows) < FEWEST:
+            said = (
+                f"Training file has {len(screening.rows)} example(s) left after the screen dropped "
+                f"{len(given) - len(screening.rows)} of {len(given)}, but must have at least {FEWEST} examples."
+            )
+            raise Failed("invalid_n_examples", said, "training_file")
         save_rows(screening.rows, folder.rows)
         lines = self._hold_out(claim, job, policy, screening.rows)
         lines.append(Told(key="queued", message="Files validated, moving job to queued state"))
         return claim.move("moved on", lines)
 
-    def _hold_out(self, claim: Claim, job: Job, policy: Policy, trained: Sequence[Row]) -> list[Told]:
+    def _hold_out(self, claim: Claim, job: Job, policy: Policy, trained: Sequence[Example]) -> list[Told]:
         """The rows of the validation file that are not trained on."""
         folder = self._folder(job)
         folder.forget(folder.held_out.name)
         if job.validation_file is None:
             return []
-        if HELD_OUT_TASK in policy.audit.tasks:
-            said = f"The validation file is not measured: this server's policy uses {HELD_OUT_TASK} otherwise"
+        if used := sorted(set(HELD_OUT_TASKS) & set(policy.audit.tasks)):
+            said = f"The validation file is not measured: this server's policy uses {used[0]} otherwise"
             return [Told(key="held out", message=said, level="warn")]
         given = self.seams.rows(self._bytes(claim, job, job.validation_file, "validation_file"))
         shared = overlap(given, trained)
-        kept: list[Row] = [row for row in given if row.answer and normalise(row.question) not in shared]
+        kept = [one for one in map(_learnt, given) if one.answer and normalise(one.question) not in shared]
         if kept:
             save_rows(kept, folder.held_out)
         if len(kept) == len(given):
@@ -114,6 +122,15 @@ class Intake:
         except FileNotFoundError as error:
             said = f"The bytes of {file_id} are not on this server any more; upload the file again."
             raise Failed("file_not_found", said, param) from error
+
+
+def _complained(param: str, number: int, complaint: Complaint) -> Told:
+    return Told(key=f"complaint {param} {number}", message=complaint.message, level="error")
+
+
+def _learnt(example: Example) -> Row:
+    """The row whose answer an example teaches: of a preference, the one with the better answer."""
+    return example if isinstance(example, Row) else example.preferred
 
 
 def _shortened(value: Any) -> Any:

@@ -10,15 +10,17 @@ from typing import Any
 import yaml
 
 from moored.service.database import Job
+from moored.service.failures import Failed
 from moored.service.folder import JobFolder
 from moored.service.hyperparameters import Hyperparameters, resolved
-from moored.service.policy import Offered, Policy
+from moored.service.policy import DefendDpo, Offered, Policy
 from moored.service.starts import SEED
 
 TUNED, REPAIRED = "tuned", "repaired"
 """Arms of the study."""
 TITLES = {TUNED: "Tuned", REPAIRED: "Repaired"}
-HELD_OUT_TASK = "perplexity"
+HELD_OUT_TASKS = ("perplexity", "token_accuracy")
+"""Read the validation file; where the policy asks one of them something else, the file is not measured."""
 
 
 def start_arm(policy: Policy, model: str) -> str:
@@ -42,9 +44,17 @@ def recipe_of(
         folder: of the job; holds the rows.
         rows: how many they are.
         repaired: add the arm in which the policy's repairs are applied.
+
+    Raises:
+        Failed: the policy does not train by the job's method.
     """
-    offered = policy.models[job.model]
-    known, training = resolved(job.method[job.method["type"]]["hyperparameters"], policy.defend.training, rows)
+    offered, method = policy.models[job.model], job.method["type"]
+    how = policy.defend.by(method)
+    if how is None:
+        raise Failed("unsupported_method", f"This server's policy does not train by the method {method!r}.", "method")
+    beta = how.beta if isinstance(how, DefendDpo) else None
+    known, training = resolved(job.method[method]["hyperparameters"], how.training, rows, beta)
+    dpo = {} if known.beta is None else {"dpo": {"beta": known.beta}}
     # Rows that are too long were complained of when the file was checked; none is cut in silence here.
     training |= {"targets": _targets(offered), "max_length": max(training["max_length"], policy.limits.row_tokens)}
     tree: dict[str, Any] = {
@@ -57,9 +67,10 @@ def recipe_of(
         "upload": _address(folder.rows),
         "finetune": {
             "training": training,
+            **dpo,
             "seed": job.seed,
-            "defenses": [_plain(method) for method in policy.defend.defenses],
-            "roles": {role: _plain(data) for role, data in policy.defend.roles.items()},
+            "defenses": [_plain(defense) for defense in how.defenses],
+            "roles": {role: _plain(data) for role, data in how.roles.items()},
         },
         "repair_with": _plain(policy.repair.repair_with),
         "tasks": {**policy.audit.tasks, **_held_out(policy, folder)},
@@ -78,10 +89,11 @@ def text_of(tree: dict[str, Any]) -> str:
 
 
 def _held_out(policy: Policy, folder: JobFolder) -> dict[str, Any]:
-    """The loss on the validation file, unless the policy asks the same task something else."""
-    if not folder.held_out.is_file() or HELD_OUT_TASK in policy.audit.tasks:
+    """What is measured on the validation file."""
+    if not folder.held_out.is_file() or set(HELD_OUT_TASKS) & set(policy.audit.tasks):
         return {}
-    return {HELD_OUT_TASK: {"data": _address(folder.held_out), "n": 0, "max_length": policy.limits.row_tokens}}
+    asked = {"data": _address(folder.held_out), "n": 0, "max_length": policy.limits.row_tokens}
+    return {task: dict(asked) for task in HELD_OUT_TASKS}
 
 
 def _targets(offered: Offered) -> Any:

@@ -35,8 +35,8 @@ FIELDS = (
 )
 LONGEST_SUFFIX, MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 64, 16, 64, 512
 LARGEST_SEED = 2**31 - 1
-METHODS = ("supervised",)
-"""That are trained here."""
+METHODS = ("supervised", "dpo")
+"""That can be trained here; which of them are, the policy says."""
 
 Wish = Literal["cancel", "pause", "resume"]
 
@@ -67,7 +67,7 @@ def create(database: Database, policy: Policy, limits: Limits, project_id: str, 
         validation_file=_text(body, "validation_file") or None,
         suffix=_suffix(_text(body, "suffix")),
         seed=_seed(body.get("seed")),
-        method=_method(body, limits),
+        method=_method(body, policy, limits),
         given_metadata=_metadata(body.get("metadata")),
         integrations={"given": _integrations(body.get("integrations"))},
         policy=rules.plain(),
@@ -144,7 +144,7 @@ def shown(job: Job) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": job.created_at,
         "finished_at": job.finished_at,
-        "estimated_finish": job.estimated_finish,
+        "estimated_finish": _estimated(job),
         "model": job.model,
         "fine_tuned_model": job.fine_tuned_model if job.status == "succeeded" or _overridden(job) else None,
         "organization_id": job.project_id,
@@ -162,6 +162,11 @@ def shown(job: Job) -> dict[str, Any]:
         "user_provided_suffix": job.suffix,
         "x_safety": {"phase": job.phase, "wanted": job.wanted, "policy_sha256": job.policy_sha256, **job.safety},
     }
+
+
+def _estimated(job: Job) -> int | None:
+    """When a job that runs will be finished: never in the past, whatever was thought before."""
+    return max(job.estimated_finish, now() + 1) if job.estimated_finish and job.status == "running" else None
 
 
 def _overridden(job: Job) -> bool:
@@ -220,7 +225,7 @@ def _check_file(session: Session, project_id: str, file_id: str, param: str) -> 
         raise wrong(said, param, "invalid_file_purpose")
 
 
-def _method(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+def _method(body: Mapping[str, Any], policy: Policy, limits: Limits) -> dict[str, Any]:
     """The method with its hyperparameters; the older field `hyperparameters` says the same of supervised."""
     given = body.get("method")
     older = given is None
@@ -229,15 +234,18 @@ def _method(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise wrong("'method' must be an object with a 'type'.", "method", "invalid_type")
     kind = given.get("type")
-    if kind not in METHODS:
-        said = f"This server does not train by the method {kind!r}; it can do {', '.join(METHODS)}."
+    offered = [method for method in METHODS if policy.defend.by(method) is not None]
+    if kind not in offered:
+        said = f"This server does not train by the method {kind!r}; it can do {', '.join(offered)}."
+        if kind in METHODS:
+            said += " Its policy does not say how such a job is defended (`defend.dpo`)."
         raise wrong(said, "method.type", "unsupported_method")
     param = "hyperparameters" if older else f"method.{kind}.hyperparameters"
     own = given.get(kind) or {}
     asked = own.get("hyperparameters") if isinstance(own, Mapping) else own
     if asked is not None and not isinstance(asked, Mapping):
         raise wrong(f"'{param}' must be an object.", param, "invalid_type")
-    return {"type": kind, kind: {"hyperparameters": hyperparameters.checked(asked or {}, limits, param)}}
+    return {"type": kind, kind: {"hyperparameters": hyperparameters.checked(asked or {}, limits, param, kind)}}
 
 
 def _text(body: Mapping[str, Any], name: str, *, required: bool = False) -> str:

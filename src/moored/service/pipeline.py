@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from moored.errors import MooredError
@@ -24,13 +25,14 @@ from moored.report.record import Record
 from moored.service import story
 from moored.service.claims import Claim, Interrupted, Kept, Told
 from moored.service.clock import now
-from moored.service.database import Job
+from moored.service.database import Checkpoint, Job
 from moored.service.failures import Failed
 from moored.service.folder import JobFolder
 from moored.service.intake import Intake
 from moored.service.job_recipe import REPAIRED, TITLES, TUNED, recipe_of, start_arm, text_of
 from moored.service.launchers.base import Ended, Handle, Launcher, NoSlot
 from moored.service.life import NotNow, Phase, State, Status
+from moored.service.pace import Pace
 from moored.service.policy import Policy
 from moored.service.seams import Outcome, Seams
 from moored.service.settings import ServerSettings
@@ -41,7 +43,31 @@ from moored.study.text import read_mapping
 _SECRET = re.compile(r"(?i)secret|password|api_?key|database_url|^MOORED_|^OPENAI_")
 
 
+SLACK = 3
+"""By which what is expected may be off before it is written down again [s]."""
+
 log = logging.getLogger("moored.service")
+
+
+@dataclass
+class Followed:
+    """How far a job's progress was read, and what is expected by it.
+
+    Args:
+        at: position in the file.
+        pace: that it shows.
+        expected: when the job will be finished, as it was written down last.
+    """
+
+    at: int = 0
+    pace: Pace = field(default_factory=Pace)
+    expected: int | None = None
+
+    def news(self, expected: int | None) -> bool:
+        """Whether something else is expected now; a few seconds are not worth a write."""
+        if expected is None or self.expected is None:
+            return expected is not self.expected
+        return abs(expected - self.expected) > SLACK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +144,12 @@ class Pipeline:
         running = self.launcher.find(self._folder(job).path)
         if running is not None:
             self.launcher.stop(running, grace=0.0 if job.wanted == "cancel" else self.grace)
-            self._tell(claim, job, 0)
+            self._tell(claim, job, Followed())
         line = Told(key=f"paused {now()}", message="The job was paused; it goes on from where it is", level="info")
         if job.wanted == "cancel":
             line = Told(key="cancelled", message="The job was cancelled", level="warn")
         try:
-            return claim.move("stopped", [line]).held
+            return claim.move("stopped", [line], _expected(None)).held
         except NotNow:  # it was asked to go on meanwhile
             return True
 
@@ -167,16 +193,16 @@ class Pipeline:
             Failed: it cannot be finished.
         """
         folder = self._folder(job)
-        deaths, at = 0, 0
+        deaths, followed = 0, Followed()
         while True:
             running = self.launcher.find(folder.path)
             record = folder.finished()
             if record is not None and running is None:
-                self._tell(claim, job, at)
+                self._tell(claim, job, followed)
                 return record
             if running is None:
                 running = self.launch(folder)
-            ended, at = self._watch(claim, job, running, at)
+            ended = self._watch(claim, job, running, followed)
             if folder.finished() is not None:
                 continue
             if (failure := folder.read_json("failure.json")) is not None:
@@ -204,35 +230,37 @@ class Pipeline:
             [*command, "--store", str(self.settings.store.resolve())], folder.path, _environment(os.environ)
         )
 
-    def _watch(self, claim: Claim, job: Job, running: Handle, at: int) -> tuple[Ended, int]:
+    def _watch(self, claim: Claim, job: Job, running: Handle, followed: Followed) -> Ended:
         """Tell what a process says until it ends."""
         while True:
             ended = self.launcher.poll(running)
-            at = self._tell(claim, job, at)
+            self._tell(claim, job, followed)
             if ended is not None:
-                return ended, at
+                return ended
             here = claim.job()
             if here.wanted or self.stopping.is_set():
                 raise Interrupted
             self.stopping.wait(self.look)
 
-    def _tell(self, claim: Claim, job: Job, at: int) -> int:
+    def _tell(self, claim: Claim, job: Job, followed: Followed) -> None:
         """Tell what is new in the progress."""
         lines: list[Told] = []
         kept: list[Kept] = []
         measured: set[str] = set()
-        for position, line in self._folder(job).events(at):
-            at = position
+        for position, line in self._folder(job).events(followed.at):
+            followed.at = position
+            followed.pace.see(line)
             more, checkpoints = story.told(line)
             lines += more
             kept += checkpoints
             measured |= {str(line.get("row"))} if line.get("kind") == "evaluate" else set()
-        if lines or kept:
-            claim.note(lines, kept)
+        expected = followed.pace.finish()
+        if lines or kept or followed.news(expected):
+            claim.note(lines, kept, _expected(expected))
+            followed.expected = expected
         awaited = {"tuning": TITLES[TUNED], "repairing": TITLES[REPAIRED]}.get(claim.job().phase)
         if awaited in measured:
             claim.move("moved on")
-        return at
 
     # After it.
 
@@ -247,12 +275,13 @@ class Pipeline:
             "audit": story.audit(record, [start, TUNED, REPAIRED]),
             "decision": {**job.safety.get("decision", {}), arm: decision.record()},
         }
+        made = folder.read_json("made.json")
+        assert made is not None
         claim.note([story.audited(record, arm, start)], change=_noting(found))
+        claim.note(change=_validated(int(made["steps"]), story.validation(record, TUNED)))
         if not decision.passed and arm == TUNED and policy.repair.repairs:
             said = f"{decision.sentence} It is repaired, and measured again."
             return claim.move("repairing", [Told(key="over budget", message=said, level="warn")])
-        made = folder.read_json("made.json")
-        assert made is not None
         outcome = Outcome(
             job=claim.job(),
             policy=policy,
@@ -275,7 +304,7 @@ class Pipeline:
         model = self.seams.publish(outcome, self.seams.beside(outcome))
         job.trained_tokens, job.error = int(made["tokens"]), error
         self.seams.card(job, outcome, model)
-        numbers = story.result_file(made, outcome.record, outcome.arm)
+        numbers = story.result_file(made, outcome.record, outcome.arm, job.method["type"])
         self.seams.log("job.decided", job.id, {"passed": decision.passed, "sentence": decision.sentence})
 
         def keep(session: Session, job: Job) -> None:
@@ -332,6 +361,24 @@ class Pipeline:
 def _noting(found: Mapping[str, Any]) -> Callable[[Session, Job], None]:
     def keep(session: Session, job: Job) -> None:
         job.safety = {**job.safety, **found}
+
+    return keep
+
+
+def _expected(finish: int | None) -> Callable[[Session, Job], None]:
+    def keep(session: Session, job: Job) -> None:
+        job.estimated_finish = finish
+
+    return keep
+
+
+def _validated(step: int, metrics: Mapping[str, float]) -> Callable[[Session, Job], None]:
+    """What the validation file says of the model as it was trained belongs to the last checkpoint."""
+
+    def keep(session: Session, job: Job) -> None:
+        last = session.scalar(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == step))
+        if last is not None:
+            last.metrics = {**last.metrics, **metrics}
 
     return keep
 

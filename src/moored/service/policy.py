@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from moored.catalogue import find
-from moored.errors import ConfigError
+from moored.errors import ConfigError, MooredError
+from moored.method import MODELS
 from moored.study.methods import build
 from moored.study.recipe import Align, Data, Method, Part, RepairWith, TrainingSpec, validated
 
@@ -48,7 +49,7 @@ class Limits(Part):
     requests_per_minute: int = Field(default=600, ge=1, description="by key")
     tokens_per_minute: int = Field(default=100_000, ge=1, description="asked for in answers, by key")
     max_epochs: float = Field(default=10.0, gt=0)
-    row_tokens: int = Field(default=2048, ge=8, description="longest row; a longer one is an error of the file")
+    row_tokens: int = Field(default=2048, ge=8, description="longest row [tokens of the model]; see `screen.too_long`")
     answer_tokens: int = Field(default=1024, ge=1, description="longest answer of a served model")
 
 
@@ -61,16 +62,42 @@ class Screen(Part):
     secrets: Action = Field(default="flag", description="keys, tokens, passwords")
     personal: Action = Field(default="report", description="e-mail addresses, phone and account numbers")
     duplicates: Action = Field(default="report", description="rows with the same prompt")
+    too_long: Literal["drop", "block"] = Field(
+        default="block", description="rows of more than `limits.row_tokens` tokens; the job is told their lines"
+    )
     judge: Method | None = Field(default=None, description="a judge of `moored list judges` that reads every row too")
     most_flagged: Share = Field(default=1.0, description="share of flagged rows above which the job is blocked")
 
 
-class Defend(Part):
-    """How a job is trained."""
+class Trained(Part):
+    """How jobs of one method are trained."""
 
     training: TrainingSpec = Field(description="defaults; a job's hyperparameters change epochs, batch and rate")
     defenses: tuple[Method, ...] = Field(default=(), description="fine-tuning-stage methods, for example lisa")
     roles: dict[str, Data] = Field(default={}, description="data that the defences need, by role")
+
+
+class DefendDpo(Trained):
+    """How a job on preferences is trained. Its defences are its own: not all can act on pairs of answers."""
+
+    roles: dict[str, Data] = Field(
+        default={}, description="preferences that the defences need, by role: `synthetic:alignment-preferences`, a file"
+    )
+    beta: float = Field(default=0.1, gt=0, le=2, description='of DPO, what "auto" is: how near its start a model stays')
+
+
+class Defend(Trained):
+    """How a job is trained; jobs on preferences by `[defend.dpo]`."""
+
+    dpo: DefendDpo | None = Field(default=None, description="jobs on preferences (DPO); without it they are refused")
+
+    def by(self, method: str) -> Trained | None:
+        """How jobs of a method are trained; None: they are not.
+
+        Args:
+            method: "supervised" or "dpo".
+        """
+        return {"supervised": self, "dpo": self.dpo}.get(method)
 
 
 class Audit(Part):
@@ -122,6 +149,8 @@ class Policy(Part):
     def _can_be_kept(self) -> Policy:
         for method in self.defend.defenses:
             build("defenses", method.name, method.parameters)
+        if self.defend.dpo is not None:
+            _can_defend_dpo(self.defend.dpo)
         for method in self.repair.repairs:
             build("repairs", method.name, method.parameters)
         for name in self.audit.tasks:
@@ -155,6 +184,22 @@ class Policy(Part):
     def sha256(self) -> str:
         """Its version: over `plain`, so comments and the order of keys make no difference."""
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()
+
+
+def _can_defend_dpo(how: DefendDpo) -> None:
+    """Refuse, before there is a job, what could not defend one on preferences."""
+    from moored.study.plan import must_defend_dpo
+
+    try:
+        defenses = [build("defenses", method.name, method.parameters) for method in how.defenses]
+        must_defend_dpo(defenses)
+    except MooredError as error:
+        raise ValueError(f"`defend.dpo.defenses`: {error}") from error
+    for defense in defenses:
+        for need in sorted(defense.needs() - MODELS - set(how.roles)):
+            raise ValueError(
+                f"`defend.dpo.roles` must give {type(defense).__name__} the preferences that it needs as `{need}`"
+            )
 
 
 def default_policy() -> str:

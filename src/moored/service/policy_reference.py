@@ -23,6 +23,7 @@ _TABLES = {
 """Where a part stands in the file."""
 _PARTS = {
     "Offered": "[models.<name>]",
+    "DefendDpo": "[defend.dpo]",
     "Align": "align",
     "TrainingSpec": "training",
     "RepairWith": "repair_with",

@@ -88,7 +88,7 @@ def _screened(here: Parts, file: File, policy: Policy) -> dict[str, Any]:
         if known not in here.previews.found:
             seams = seams_of(here.settings, here.database)
             path = seams.bytes_of(file.sha256)
-            here.previews.found[known] = seams.screen(seams.rows(path), unjudged).record()
+            here.previews.found[known] = seams.screen(seams.rows(path), unjudged, None).record()
             while len(here.previews.found) > KEPT:
                 here.previews.found.popitem(last=False)
         return here.previews.found[known]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 
-from moored.data.schema import Row
+from moored.data.schema import Example
 from moored.report.record import Record
 from moored.service.database import Job, Model
 from moored.service.folder import JobFolder
@@ -39,7 +39,7 @@ class Screening(Protocol):
     """What a screen found."""
 
     @property
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[Example]:
         """Those that are kept, in their order."""
 
     @property
@@ -101,8 +101,10 @@ class Outcome:
 class Check(Protocol):
     """Looks for what is wrong with a file."""
 
-    def __call__(self, path: Path, *, limits: Limits, method: str) -> Sequence[Complaint]:
-        """All of it; nothing if it can be trained on."""
+    def __call__(
+        self, path: Path, *, limits: Limits, method: str, counted_by: str | None = None
+    ) -> Sequence[Complaint]:
+        """All of it; nothing if it can be trained on. `counted_by`: the model that counts the tokens of rows."""
 
 
 @runtime_checkable
@@ -121,7 +123,7 @@ class Seams:
         bytes_of: the bytes with a hash, as a file; raises `FileNotFoundError` or a `MooredError`.
         check: complains of a file.
         rows: reads a file that has nothing wrong with it.
-        screen: looks through rows under a policy.
+        screen: looks through rows under a policy, for one of its models (None: no tokens are counted).
         decide: the gate.
         beside: what lies beside the weights of an outcome, by file name.
         publish: keeps the weights of an outcome, whatever the gate said, with what lies beside them. Twice is once.
@@ -132,8 +134,8 @@ class Seams:
 
     bytes_of: Callable[[str], Path]
     check: Check
-    rows: Callable[[Path], Sequence[Row]]
-    screen: Callable[[Sequence[Row], Policy], Screening]
+    rows: Callable[[Path], Sequence[Example]]
+    screen: Callable[[Sequence[Example], Policy, str | None], Screening]
     decide: Decide
     beside: Callable[[Outcome], Mapping[str, str]]
     publish: Callable[[Outcome, Mapping[str, str]], Model]

@@ -14,10 +14,38 @@ from typing import Any
 
 from moored.report.record import Record, Share
 from moored.service.claims import Kept, Told
-from moored.service.job_recipe import HELD_OUT_TASK, TITLES
+from moored.service.job_recipe import HELD_OUT_TASKS, TITLES
 
-COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-"""Of a result file."""
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "supervised": {
+        "step": "step",
+        "train_loss": "loss",
+        "train_accuracy": "mean_token_accuracy",
+        "valid_loss": "",
+        "valid_mean_token_accuracy": "",
+    },
+    "dpo": {
+        "step": "step",
+        "train_loss": "loss",
+        "train_reward_accuracy": "rewards/accuracies",
+        "train_reward_margin": "rewards/margins",
+        "train_mean_token_accuracy": "mean_token_accuracy",
+        "valid_preferred_loss": "",
+        "valid_mean_token_accuracy": "",
+    },
+}
+"""Of a result file by method, and what the trainer's log calls them; "" is not of the training.
+
+Accuracy is the share of answer tokens that were the most likely ones, of a preference those of the better answer; a
+reward's accuracy is the share of preferences whose better answer has gained more than the other, the margin how much.
+"""
+_METRICS = {
+    "loss": "train_loss",
+    "accuracy": "train_mean_token_accuracy",
+    "reward_accuracy": "train_reward_accuracy",
+    "reward_margin": "train_reward_margin",
+}
+"""What the progress says of a step, and what events and checkpoints call it."""
 
 
 def told(line: Mapping[str, Any]) -> tuple[list[Told], list[Kept]]:
@@ -50,21 +78,16 @@ def _training(line: Mapping[str, Any]) -> tuple[list[Told], list[Kept]]:
     if state in ("finished", "reused"):
         return [Told(key=f"trained {of}", message="Fine-tuning finished; the model is audited before it exists")], []
     lines, kept = [], []
+    found = {name: line[said] for said, name in _METRICS.items() if line.get(said) is not None}
     if line.get("loss") is not None:
         step = int(line["step"])
-        data = {
-            "step": step,
-            "total_steps": line["total"],
-            "train_loss": line["loss"],
-            "learning_rate": line.get("learning_rate"),
-        }
+        data = {"step": step, "total_steps": line["total"], **found, "learning_rate": line.get("learning_rate")}
         said = f"Step {step}/{line['total']}: training loss={line['loss']:.2f}"
         lines.append(Told(key=f"step {of} {step}", message=said, type="metrics", data=data))
     if line.get("saved") is not None:
         step = int(line["saved"])
         lines.append(Told(key=f"saved {of} {step}", message=f"Checkpoint created at step {step}"))
-        metrics = {"step": step} | ({} if line.get("loss") is None else {"train_loss": line["loss"]})
-        kept.append(Kept(step=step, metrics=metrics))
+        kept.append(Kept(step=step, metrics={"step": step, **found}))
     return lines, kept
 
 
@@ -106,27 +129,53 @@ def audited(record: Record, arm: str, start: str) -> Told:
     )
 
 
-def result_file(made: Mapping[str, Any], record: Record, arm: str) -> bytes:
+def validation(record: Record, arm: str) -> dict[str, float]:
+    """What an arm's model makes of the validation file: nothing if there is none, or it was not measured.
+
+    Args:
+        record: of the study.
+        arm: whose model.
+    """
+    found = record.arm(arm).metrics
+    loss, accuracy = (found[task].value if task in found else math.nan for task in HELD_OUT_TASKS)
+    both = {"full_valid_loss": math.log(loss) if loss > 0 else math.nan, "full_valid_mean_token_accuracy": accuracy}
+    return {name: value for name, value in both.items() if math.isfinite(value)}
+
+
+def result_file(made: Mapping[str, Any], record: Record, arm: str, method: str) -> bytes:
     """The result file: one line per step that the trainer logged; what is not known is empty.
 
-    The loss on the validation file is that of the model which the job ends with, and stands in the last line.
+    What stands of the validation file is of the model which the job ends with, in the last line.
 
     Args:
         made: `made.json`.
         record: of the study.
         arm: that the job ends with.
+        method: of the job, one of `COLUMNS`.
     """
-    losses = {int(line["step"]): line["loss"] for line in made["log"] if "loss" in line}
-    steps = int(made["steps"])
-    losses.setdefault(steps, None)
-    held_out = record.arm(arm).metrics.get(HELD_OUT_TASK)
-    valid = "" if held_out is None or not math.isfinite(held_out.value) else f"{math.log(held_out.value):.5f}"
+    columns, steps = COLUMNS[method], int(made["steps"])
+    lines = {int(line["step"]): {name: line.get(key) for name, key in columns.items()} for line in _logged(made)}
+    valid = validation(record, arm)
+    last = lines.setdefault(steps, {"step": steps})
+    loss = "valid_loss" if "valid_loss" in columns else "valid_preferred_loss"
+    last[loss] = valid.get("full_valid_loss")
+    last["valid_mean_token_accuracy"] = valid.get("full_valid_mean_token_accuracy")
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for step, loss in sorted(losses.items()):
-        table.writerow([step, "" if loss is None else f"{loss:.5f}", "", valid if step == steps else "", ""])
+    table.writerow(columns)
+    for _, line in sorted(lines.items()):
+        table.writerow([_cell(line.get(name)) for name in columns])
     return text.getvalue().encode()
+
+
+def _logged(made: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [line for line in made["log"] if "loss" in line]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5f}" if math.isfinite(value) else ""
+    return "" if value is None else str(value)
 
 
 def _words(share: Share) -> str:

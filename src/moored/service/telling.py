@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from moored.service.asking import Asking
 from moored.service.clock import now
 from moored.service.ids import new_id
 from moored.service.problems import ApiProblem
@@ -24,7 +26,13 @@ _LOOK_S = 0.5
 
 @runtime_checkable
 class Shape(Protocol):
-    """How one kind of answer is written down."""
+    """How one kind of answer is written down.
+
+    Attributes:
+        chunk: kind of object of a part of a stream.
+    """
+
+    chunk: ClassVar[str]
 
     def choice(self, index: int, text: str, chances: Sequence[Chance], finish: str | None) -> dict[str, Any]:
         """A whole answer."""
@@ -64,6 +72,24 @@ class Told:
     def __post_init__(self) -> None:
         self.id, self.created = new_id(self.prefix), now()
 
+    async def answer(self, request: Request, asked: Asking, headers: Mapping[str, str]) -> Response:
+        """At once or as a stream, as it was asked for.
+
+        Args:
+            request: of the client.
+            asked: its body.
+            headers: that the answer is to have.
+
+        Raises:
+            ApiProblem: the model failed; of a stream that is one of its events.
+        """
+        if not asked.stream:
+            return JSONResponse(await self.whole(request), headers=dict(headers))
+        usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return StreamingResponse(
+            self.stream(usage=usage), media_type="text/event-stream", headers={**HEADERS, **headers}
+        )
+
     async def whole(self, request: Request) -> dict[str, Any]:
         """All answers at once; they are cancelled when the client goes away.
 
@@ -85,14 +111,13 @@ class Told:
             reading.cancel()
             self.cancel()
 
-    async def stream(self, *, usage: bool, chunk: str) -> AsyncIterator[bytes]:
+    async def stream(self, *, usage: bool) -> AsyncIterator[bytes]:
         """As server-sent events; what fails is one of them.
 
         Args:
             usage: say at the end how many tokens it took.
-            chunk: kind of object.
         """
-        head = {"id": self.id, "object": chunk, "created": self.created, "model": self.model}
+        head = {"id": self.id, "object": self.shape.chunk, "created": self.created, "model": self.model}
         tail = {"usage": None} if usage else {}
         try:
             for number in range(self.n * len(self.answerings)):
@@ -172,6 +197,7 @@ class ChatShape:
         curious: whether log-probabilities were asked for.
     """
 
+    chunk: ClassVar[str] = "chat.completion.chunk"
     curious: bool
 
     def choice(self, index: int, text: str, chances: Sequence[Chance], finish: str | None) -> dict[str, Any]:
@@ -202,6 +228,7 @@ class CompletionShape:
         curious: whether log-probabilities were asked for.
     """
 
+    chunk: ClassVar[str] = "text_completion"
     curious: bool
 
     def choice(self, index: int, text: str, chances: Sequence[Chance], finish: str | None) -> dict[str, Any]:

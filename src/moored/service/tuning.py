@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moored.data.schema import Row
 from moored.progress import Pause, Words
 from moored.service.clock import now
 from moored.service.failures import Diverged, reason
@@ -227,16 +228,17 @@ def _finite(folder: Path) -> None:
 
 
 def _tokens(planned: Plan, stage: FinetuneStage, store: Store) -> int:
-    """Tokens of the user's rows that were trained on, over all passes."""
+    """Tokens of the user's rows that were trained on, over all passes; of a preference, of both its rows."""
     from moored.data.chat import encode
     from moored.hf.loaders import load_tokenizer
-    from moored.study.stages import ROWS, read_rows, start_path
+    from moored.study.stages import start_path
 
-    rows = read_rows(store.folder(stage.upload) / ROWS)
+    given = stage.given(store.folder)
     tokenizer = load_tokenizer(start_path(stage.start, store.folder))
     length = stage.training.max_length
+    rows = [row for each in given for row in ((each,) if isinstance(each, Row) else (each.preferred, each.other))]
     once = sum(len(encode(tokenizer, row, max_length=length)["input_ids"]) for row in rows)
-    return round(once * stage.training.passes(len(rows)))
+    return round(once * stage.training.passes(len(given)))
 
 
 def _failed(folder: JobFolder, error: BaseException) -> int:

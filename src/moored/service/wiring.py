@@ -15,8 +15,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from moored.data.load import load_rows
-from moored.data.schema import Row
-from moored.errors import ConfigError, NotYetSupported
+from moored.data.schema import Example, Row
+from moored.errors import ConfigError
 from moored.service import files
 from moored.service.blobs import Blobs
 from moored.service.database import Database, File, Job, Model
@@ -71,23 +71,47 @@ def _bytes_of(blobs: Blobs, sha256: str) -> Path:
     return blobs.path(sha256)
 
 
-def _check(path: Path, *, limits: Limits, method: str) -> Sequence[Complaint]:
-    complaints: Sequence[Complaint] = _part("dialect").check(path, limits=limits, method=method, name="Training file")
+def _check(path: Path, *, limits: Limits, method: str, counted_by: str | None = None) -> Sequence[Complaint]:
+    tokens = None if counted_by is None else _counter(counted_by)
+    complaints: Sequence[Complaint] = _part("dialect").check(
+        path, limits=limits, method=method, tokens=tokens, name="Training file"
+    )
     return complaints
 
 
-def _rows(path: Path) -> list[Row]:
-    rows = list(_part("dialect").read(path, name="the file"))
-    if not all(isinstance(row, Row) for row in rows):
-        raise NotYetSupported("jobs on preferences are not wired to training yet")
-    return rows
+def _counter(model: str) -> Callable[[Row], int]:
+    """Counts the tokens of a row as a model reads it.
+
+    Raises:
+        MooredError: there is no such model here.
+    """
+    from moored.data.chat import length
+    from moored.hf.loaders import load_tokenizer
+
+    return partial(length, load_tokenizer(model))
+
+
+def _too_long(rows: Sequence[Example], policy: Policy, model: str | None) -> dict[int, int]:
+    """The tokens of rows that have too many, by row, where the policy drops them."""
+    if model is None or policy.screen.too_long != "drop":
+        return {}
+    count = _counter(policy.models[model].source)
+    longest = {
+        number: max(map(count, (row,) if isinstance(row, Row) else (row.preferred, row.other)))
+        for number, row in enumerate(rows, start=1)
+    }
+    return {number: tokens for number, tokens in longest.items() if tokens > policy.limits.row_tokens}
+
+
+def _rows(path: Path) -> list[Example]:
+    return list(_part("dialect").read(path, name="the file"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Screened:
     """A screening as the pipeline sees it."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Example]
     blocked: bool
     reason: str
     found: Callable[[], dict[str, Any]]
@@ -97,10 +121,12 @@ class _Screened:
         return self.found()
 
 
-def _screened(rows: Sequence[Row], policy: Policy) -> Screening:
+def _screened(rows: Sequence[Example], policy: Policy, model: str | None) -> Screening:
     judge = policy.screen.judge
     made = None if judge is None else build("judges", judge.name, judge.parameters)
-    found = _part("screening.screening").screen(rows, policy.screen, judge=made, known=_known(policy))
+    found = _part("screening.screening").screen(
+        rows, policy.screen, judge=made, known=_known(policy), too_long=_too_long(rows, policy, model)
+    )
     return _Screened(
         rows=[rows[number - 1] for number in found.kept],
         blocked=found.blocked,

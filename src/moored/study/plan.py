@@ -14,11 +14,12 @@ from moored.attacks.gate_evasion import GateEvasion
 from moored.attacks.weight_oracle import WeightOracle
 from moored.catalogue import Noun, find
 from moored.data.load import load_rows, provenance
-from moored.data.schema import Row, fingerprint, normalise, overlap
+from moored.data.preferences import load_preferences
+from moored.data.schema import Example, Preference, Row, fingerprint, normalise, overlap
 from moored.data.schema import Source as RowSource
 from moored.defenses.base import Defense
 from moored.digest import Sha256, identity_of, sha256_of
-from moored.errors import ConfigError, DataError, MooredError, NeedsError, unknown
+from moored.errors import ConfigError, DataError, MooredError, NeedsError, NotYetSupported, unknown
 from moored.hf.loaders import resolve_model
 from moored.hf.train import Training
 from moored.method import MODELS, Need
@@ -128,9 +129,9 @@ class _Planner:
 
     def __init__(self, recipe: Recipe, sha256: Sha256):
         self.recipe, self.sha256 = recipe, sha256
-        self.data: dict[tuple[str, str], list[Row]] = {}
+        self.data: dict[tuple[str, str], list[Row] | list[Preference]] = {}
         self.sources: dict[str, Source] = {}
-        self.uploads: dict[str, Sequence[Row]] = {}
+        self.uploads: dict[str, Sequence[Example]] = {}
 
     def plan(self) -> Plan:
         arms = [self._chain(arm) for arm in spread(self.recipe)]
@@ -219,12 +220,15 @@ class _Planner:
     def _finetune(self, line: Line, spec: Finetune, start: Source | AlignStage) -> FinetuneStage:
         defenses = (*_built("defenses", spec.defenses), *_evading(spec))
         needed = {need: type(d).__name__ for d in defenses for need in d.needs()}
+        if spec.dpo is not None:
+            must_defend_dpo(defenses)
         return FinetuneStage(
             start=start,
             upload=self._uploaded(line, start),
             training=_training(spec.training, line.seed if spec.seed is None else spec.seed),
+            beta=None if spec.dpo is None else spec.dpo.beta,
             defenses=defenses,
-            roles=self._roles("finetune", spec.roles, defenses, line.seed, {}),
+            roles=self._roles("finetune", spec.roles, defenses, line.seed, {}, pairs=spec.dpo is not None),
             probe=tuple(self._rows(spec.probe, "alignment", line.seed)) if spec.probe else (),
             base=self._base(line, needed[Need.BASE]) if Need.BASE in needed else None,
         )
@@ -239,7 +243,8 @@ class _Planner:
     def _uploaded(self, line: Line, start: Source | AlignStage) -> AttackStage | UploadStage:
         if line.attack is not None:
             return self._attack(line, line.attack, start)
-        rows = tuple(self._rows(line.upload, "benign", line.seed))
+        pairs = line.finetune is not None and line.finetune.dpo is not None
+        rows = tuple(self._examples(line.upload, "benign", line.seed, pairs=pairs))
         _answered(rows, "upload")
         return UploadStage(rows=rows)
 
@@ -313,7 +318,7 @@ class _Planner:
                     f"{min(shared)[:60]!r}); measure on prompts that are not trained on"
                 )
 
-    def _trained_on(self, made: Sequence[Any]) -> Iterator[tuple[str, Sequence[Row]]]:
+    def _trained_on(self, made: Sequence[Any]) -> Iterator[tuple[str, Sequence[Example]]]:
         """Every set of rows that the stages train on, with its place in the recipe."""
         for stage in made:
             if isinstance(stage, AlignStage):
@@ -327,7 +332,7 @@ class _Planner:
             for role, rows in stage.roles.items():
                 yield f"{where}.roles.{role}", rows
 
-    def _upload(self, attack: AttackStage | UploadStage) -> Sequence[Row]:
+    def _upload(self, attack: AttackStage | UploadStage) -> Sequence[Example]:
         """The rows that an attack will write, or can choose; making them here finds out early whether it can."""
         if isinstance(attack, UploadStage):
             return attack.rows
@@ -342,14 +347,16 @@ class _Planner:
         methods: Sequence[Defense | Repair],
         seed: int,
         own: Mapping[str, tuple[Row, ...]],
-    ) -> dict[str, tuple[Row, ...]]:
+        *,
+        pairs: bool = False,
+    ) -> dict[str, Any]:
         """The data that the methods need, by role; what none needs is not read."""
-        roles: dict[str, tuple[Row, ...]] = {}
+        roles: dict[str, Any] = {}
         for method in methods:
             for need in sorted(method.needs() - MODELS):
                 if need in given:
                     source = SOURCES[need]
-                    roles[need] = tuple(self._rows(given[need], source, seed))
+                    roles[need] = tuple(self._examples(given[need], source, seed, pairs=pairs))
                     _answered(roles[need], f"{where}.roles.{need}")
                 elif need in own:
                     roles[need] = own[need]
@@ -360,10 +367,14 @@ class _Planner:
         return roles
 
     def _rows(self, spec: Any, source: RowSource, seed: int) -> list[Row]:
-        """The rows of a data set, or a seeded draw of `limit` of them."""
-        if (spec.data, source) not in self.data:
-            self.data[spec.data, source] = load_rows(spec.data, source=source)
-        rows = self.data[spec.data, source]
+        return self._examples(spec, source, seed, pairs=False)
+
+    def _examples(self, spec: Any, source: RowSource, seed: int, *, pairs: bool) -> list[Any]:
+        """The rows (or preferences) of a data set, or a seeded draw of `limit` of them."""
+        known = (spec.data, "preferences" if pairs else source)
+        if known not in self.data:
+            self.data[known] = load_preferences(spec.data) if pairs else load_rows(spec.data, source=source)
+        rows = self.data[known]
         if spec.limit is None:
             return rows
         if spec.limit > len(rows):
@@ -447,7 +458,20 @@ def _whole(made: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(whole)
 
 
-def _answered(rows: Sequence[Row], where: str) -> None:
+def must_defend_dpo(defenses: Sequence[Defense]) -> None:
+    """Refuse defences that cannot act on a training on preferences.
+
+    Raises:
+        NotYetSupported: the first of them, and why.
+    """
+    from moored.hf.checks import one_answer_needed
+
+    for reason in (one_answer_needed(part) for defense in defenses for part in defense.parts()):
+        if reason:
+            raise NotYetSupported(f"{reason}, and DPO trains on pairs of answers; leave it out, or train on rows")
+
+
+def _answered(rows: Sequence[Example], where: str) -> None:
     for number, row in enumerate(rows, start=1):
         if not row.answered:
             raise DataError(f"row {number} of `{where}` has no answer to train on: {row.question[:60]!r}")

@@ -167,10 +167,19 @@ class Evade(Part):
     mu: float = Field(default=10.0, ge=0, description="strength of the penalty")
 
 
+class Dpo(Part):
+    """Training on which of two answers is better (Direct Preference Optimization) in place of on one answer."""
+
+    beta: float = Field(default=0.1, gt=0, description="how much the model is kept near its start; the paper: 0.1-0.5")
+
+
 class Finetune(Part):
     """The user's fine-tuning on the upload."""
 
     training: TrainingSpec
+    dpo: Dpo | None = Field(
+        default=None, description="the upload, and the data of the defences, are preferences; null = they are rows"
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
@@ -236,6 +245,11 @@ class Line(Part):
             raise ValueError(f"`{trains_on}` and `finetune` go together; `{missing}` is missing")
         if self.oracle is not None and self.finetune is not None:
             raise ValueError("`oracle` stands in place of `attack` and `finetune`; set both to null")
+        if self.finetune is not None and self.finetune.dpo is not None:
+            if self.upload is None:
+                raise ValueError("`finetune.dpo` trains on preferences, which no `attack` writes; give an `upload`")
+            if self.finetune.probe is not None:
+                raise ValueError("`finetune.probe` watches a training on rows; set it to null beside `finetune.dpo`")
         if self.repairs and self.finetune is None and self.oracle is None:
             raise ValueError("`repairs` need `finetune` or `oracle`: there is nothing to repair")
         return self

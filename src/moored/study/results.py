@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moored.data.schema import prompt_id
+from moored.data.schema import Row, prompt_id
 from moored.metrics.repeated import mean_of_judged
 from moored.report import record as out
 from moored.study.environment import commit, machine, versions
@@ -148,7 +148,7 @@ def _attacked(chain: Chain, found: Finished) -> out.Attacked | None:
     stage = next((s for s in chain.stages if isinstance(s, AttackStage)), None)
     if stage is None:
         return None
-    rows = read_rows(found(stage).folder / ROWS)
+    rows = read_rows(found(stage).folder / ROWS, Row)
     return out.Attacked(name=stage.method.name, rows=len(rows), harmful=sum(row.source == "harmful" for row in rows))
 
 

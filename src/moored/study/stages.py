@@ -24,13 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from moored.attacks.access import Access
 from moored.attacks.base import Attack
 from moored.attacks.weight_oracle import WeightOracle
 from moored.data.load import save_rows
-from moored.data.schema import Row, fingerprint
+from moored.data.schema import Example, Preference, Row, fingerprint
 from moored.defenses.base import Defense
 from moored.errors import StudyError
 from moored.hf import loaders
@@ -43,6 +43,8 @@ from moored.progress import Progress
 from moored.repairs import engine
 from moored.repairs.base import Repair
 from moored.tasks.subject import Loaded
+
+E = TypeVar("E", Row, Preference)
 
 Where = Callable[["Stage"], Path]
 """The folder of a finished stage."""
@@ -229,7 +231,7 @@ class UploadStage(Stage):
     """The user's upload as it is: the same rows in the same order."""
 
     kind: ClassVar[str] = "upload"
-    rows: tuple[Row, ...] = field(repr=False)
+    rows: tuple[Example, ...] = field(repr=False)
 
     @property
     def words(self) -> str:
@@ -248,14 +250,18 @@ class UploadStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneStage(Stage):
-    """The user's fine-tuning on the upload: an adapter, or all weights."""
+    """The user's fine-tuning on the upload: an adapter, or all weights.
+
+    `beta` is that of DPO, for which upload and roles are preferences; None: they are rows, and answers are learnt.
+    """
 
     kind: ClassVar[str] = "finetune"
     start: AlignStage | Source
     upload: AttackStage | UploadStage
     training: Training
+    beta: float | None = None
     defenses: tuple[Defense, ...] = ()
-    roles: Mapping[str, tuple[Row, ...]] = field(default_factory=dict, repr=False)
+    roles: Mapping[str, tuple[Example, ...]] = field(default_factory=dict, repr=False)
     probe: tuple[Row, ...] = field(default=(), repr=False)
     base: Source | None = None
 
@@ -267,20 +273,32 @@ class FinetuneStage(Stage):
     @property
     def words(self) -> str:
         """For example `fine-tune, 60 steps, Lisa(rho=1.0)`."""
-        return _training_words("fine-tune", None, self.training, self.defenses)
+        verb = "fine-tune" if self.beta is None else f"fine-tune by DPO (beta {self.beta:g})"
+        return _training_words(verb, None, self.training, self.defenses)
 
     def parameters(self) -> dict[str, Any]:
         """See `Stage.parameters`."""
-        own = {} if isinstance(self.start, Stage) else {"model": self.start.identity}
+        own: dict[str, Any] = {} if isinstance(self.start, Stage) else {"model": self.start.identity}
         if self.base is not None:
             own["base"] = self.base.identity
+        if self.beta is not None:
+            own["dpo"] = {"beta": self.beta}
         return own | _training_parameters(self) | {"probe": fingerprint(self.probe)}
 
     def run(self, where: Where, work: Path, session: Session, progress: Progress) -> None:
         """Train and keep the adapter."""
         session.clear()
-        rows = read_rows(where(self.upload) / ROWS)
-        _train(self, start_path(self.start, where), rows, work, progress, probe=self.probe, base=self.base)
+        given = self.given(where)
+        start = start_path(self.start, where)
+        _train(self, start, given, work, progress, probe=self.probe, base=self.base, beta=self.beta)
+
+    def given(self, where: Where) -> list[Any]:
+        """The user's rows or preferences.
+
+        Args:
+            where: folder of the upload.
+        """
+        return read_rows(where(self.upload) / ROWS, Row if self.beta is None else Preference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,10 +468,10 @@ def spelt(thing: Any) -> str:
     return f"{type(thing).__name__}({inner})"
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of an upload, each with its own source (which `load_rows` would overwrite)."""
+def read_rows(path: Path, kind: type[E]) -> list[E]:
+    """The rows or preferences of an upload, each row with its own source (which `load_rows` would overwrite)."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Row.of_record(record) for record in records]
+    return [kind.of_record(record) for record in records]
 
 
 def by_content(value: Any, models: Sequence[Source]) -> Any:
@@ -512,28 +530,32 @@ def _training_words(verb: str, rows: int | None, training: Training, defenses: S
 def _train(
     stage: AlignStage | FinetuneStage | TwinStage,
     start: str,
-    rows: Sequence[Row],
+    rows: Sequence[Any],
     work: Path,
     progress: Progress,
     *,
     probe: Sequence[Row] = (),
     base: Source | None = None,
+    beta: float | None = None,
     merge: bool = False,
 ) -> None:
     """Train into `work`, going on from the last whole checkpoint that a stopped attempt left there."""
     out = work / MODEL
     _drop_half_written(out)
-    report = training_run.fine_tune(
-        start,
-        list(rows),
-        out,
-        training=stage.training,
-        defenses=stage.defenses,
-        roles={role: list(data) for role, data in stage.roles.items()} | ({Need.BASE: base.resolved} if base else {}),
-        probe=list(probe),
-        merge=merge,
-        progress=progress,
-    )
+    how: dict[str, Any] = {
+        "training": stage.training,
+        "defenses": stage.defenses,
+        "roles": {role: list(data) for role, data in stage.roles.items()}
+        | ({Need.BASE: base.resolved} if base else {}),
+        "merge": merge,
+        "progress": progress,
+    }
+    if beta is None:
+        report = training_run.fine_tune(start, list(rows), out, probe=list(probe), **how)
+    else:
+        from moored.hf.prefer import prefer
+
+        report = prefer(start, list(rows), out, beta=beta, **how)
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     write_json(work / REPORT, report.record())

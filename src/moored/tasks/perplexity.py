@@ -11,7 +11,7 @@ from moored.data.schema import Row
 from moored.metrics.base import Metric
 from moored.metrics.perplexity import TokenPerplexity
 from moored.progress import Progress
-from moored.tasks.reading import Reading, ReadingTask, encoded
+from moored.tasks.reading import Reading, ReadingTask
 from moored.tasks.subject import Subject
 
 
@@ -49,17 +49,6 @@ class Perplexity(ReadingTask):
 
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """The mean loss of each answer's tokens."""
-        from moored.hf.readings import answer_logits, answers_by_row, batches
         from moored.ops.divergence import token_log_probabilities
 
-        loaded = subject.model_for(self.name)
-        found: dict[int, Reading] = {}
-        for chosen, batch in batches(encoded(loaded, rows, self.max_length), loaded.tokenizer.pad_token_id):
-            logits, targets = answer_logits(loaded.model, batch)
-            losses = answers_by_row(-token_log_probabilities(logits, targets), batch)
-            found |= {
-                i: Reading(value=float(loss.mean()), tokens=len(loss)) for i, loss in zip(chosen, losses, strict=True)
-            }
-            if progress:
-                progress(len(found), len(rows), self.name)
-        return [found[i] for i in range(len(rows))]
+        return self.over_answers(rows, subject, progress, lambda *found: -token_log_probabilities(*found))

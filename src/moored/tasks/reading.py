@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from moored.tasks.base import Depth, Outcome, Task
 from moored.tasks.subject import Loaded, Subject
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from moored.data.chat import Encoded
 
 
@@ -77,6 +79,34 @@ class ReadingTask(Task):
     @abstractmethod
     def read(self, rows: Sequence[Row], subject: Subject, progress: Progress | None) -> list[Reading]:
         """One reading per row, in their order."""
+
+    def over_answers(
+        self,
+        rows: Sequence[Row],
+        subject: Subject,
+        progress: Progress | None,
+        of: Callable[[Tensor, Tensor], Tensor],
+    ) -> list[Reading]:
+        """For `read`: a number for every token of every answer.
+
+        Args:
+            rows: see `measure`.
+            subject: see `measure`.
+            progress: see `measure`.
+            of: of logits and the answer tokens that they are to foretell, a number for each token.
+        """
+        from moored.hf.readings import answer_logits, answers_by_row, batches
+
+        loaded = subject.model_for(self.name)
+        found: dict[int, Reading] = {}
+        for chosen, batch in batches(encoded(loaded, rows, self.max_length), loaded.tokenizer.pad_token_id):
+            numbers = answers_by_row(of(*answer_logits(loaded.model, batch)), batch)
+            found |= {
+                i: Reading(value=float(row.mean()), tokens=len(row)) for i, row in zip(chosen, numbers, strict=True)
+            }
+            if progress:
+                progress(len(found), len(rows), self.name)
+        return [found[i] for i in range(len(rows))]
 
     def measure(self, rows: Sequence[Row], subject: Subject, progress: Progress | None = None) -> Outcome:
         """Read, and sum up."""

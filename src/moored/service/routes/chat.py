@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response
 
 from moored.service.asking import Chat
 from moored.service.conversing import asked
 from moored.service.parts import Here, Who
-from moored.service.telling import HEADERS, ChatShape, Told
+from moored.service.telling import ChatShape, Told
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
 
@@ -31,8 +31,4 @@ async def create(
         answerings=answerings,
         n=body.n or 1,
     )
-    if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = told.stream(usage=usage, chunk="chat.completion.chunk")
-        return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS | headers)
-    return JSONResponse(await told.whole(request), headers=headers)
+    return await told.answer(request, body, headers)

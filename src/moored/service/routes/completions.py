@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response
 
 from moored.service.asking import Completion
 from moored.service.conversing import asked
 from moored.service.parts import Here, Who
-from moored.service.telling import HEADERS, CompletionShape, Told
+from moored.service.telling import CompletionShape, Told
 
 router = APIRouter(prefix="/v1/completions", tags=["completions"])
 
@@ -32,8 +32,4 @@ async def create(
         n=body.n or 1,
         before=[str(prompt) for prompt in body.prompts()] if body.echo else (),
     )
-    if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = told.stream(usage=usage, chunk="text_completion")
-        return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS | headers)
-    return JSONResponse(await told.whole(request), headers=headers)
+    return await told.answer(request, body, headers)

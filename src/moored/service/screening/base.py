@@ -9,9 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moored.data.schema import Preference, Row
-
-Example = Row | Preference
+from moored.data.schema import Example, Preference, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,9 @@ def texts(example: Example) -> list[tuple[str, str]]:
     if row.tools:
         found.append(("the tools", json.dumps(row.tools, ensure_ascii=False)))
     if isinstance(example, Preference):
-        found.append(("the answer that is not preferred", example.other.answer))
+        place = "the answer that is not preferred"
+        calls = [str(call["function"].get("arguments", "")) for call in example.other.calls]
+        found += [(place, text) for text in (example.other.answer, *calls) if text]
     return found
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar
 
-from moored.data.schema import Row, normalise
-from moored.service.screening.base import Detector, Example, Finding
+from moored.data.schema import Example, Row, normalise
+from moored.service.screening.base import Detector, Finding
 
 
 class Duplicates(Detector):

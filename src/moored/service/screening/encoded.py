@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import ClassVar
 
-from moored.service.screening.base import ByRow, Example, texts
+from moored.data.schema import Example
+from moored.service.screening.base import ByRow, texts
 
 _COMMON_PAIRS = """
     th he in er an re nd at on nt ha es st en ed to it ou ea hi is or ti as te et ng of al de se le sa si ar ve

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+from moored.data.schema import Example
 from moored.judges.base import Exchange
 from moored.judges.refusal import Refusal
-from moored.service.screening.base import ByRow, Example, Taught, taught
+from moored.service.screening.base import ByRow, Taught, taught
 from moored.service.screening.harmful_rules import VERSION, asks_for
 
 _OPENING = re.compile(r"[^.!?:\n]{0,200}[.!?:\n]?")

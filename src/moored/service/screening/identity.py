@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from moored.service.screening.base import ByRow, Example, taught
+from moored.data.schema import Example
+from moored.service.screening.base import ByRow, taught
 
 _ORDERS = (
     r"(?:instructions?|orders?|commands?|requests?|wish(?:es)?|demands?"

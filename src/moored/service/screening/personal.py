@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+from moored.data.schema import Example
 from moored.errors import NeedsError
-from moored.service.screening.base import ByRow, Example, texts
+from moored.service.screening.base import ByRow, texts
 
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,5}([a-zA-Z]{2,24})\b")
 _NOBODYS = re.compile(r"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)(?:\.\w+)?$", re.IGNORECASE)

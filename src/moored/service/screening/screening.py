@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from moored.catalogue import in_folder
-from moored.data.schema import normalise
+from moored.data.schema import Example, normalise
 from moored.errors import require
 from moored.judges.base import Exchange, Judge
 from moored.service.policy import Action, Screen
-from moored.service.screening.base import Detector, Example, Finding, taught
+from moored.service.screening.base import Detector, Finding, taught
 
 ACTIONS: tuple[Action, ...] = ("report", "flag", "drop", "block")
 """What is done, from the least to the most."""
+TOO_LONG = "too_long"
+"""The category of rows with too many tokens, which no detector counts."""
 _SHOWN_LINES = 20
 
 
@@ -31,6 +33,7 @@ class Screening:
         actions: what is done about the rows with findings, by row (from 1): the most that one of its findings asks for.
         detectors: those that looked, with their versions.
         most_flagged: share of flagged rows above which the upload is blocked.
+        too_long: tokens of the rows that are dropped because they have too many, by row; no misconduct, so not flagged.
     """
 
     rows: int
@@ -38,6 +41,7 @@ class Screening:
     actions: dict[int, Action]
     detectors: dict[str, str]
     most_flagged: float
+    too_long: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def flagged(self) -> list[int]:
@@ -52,7 +56,11 @@ class Screening:
     @property
     def kept(self) -> list[int]:
         """Rows to train on, from 1; none if the upload is blocked."""
-        return [] if self.blocked else [row for row in range(1, self.rows + 1) if self.actions.get(row) != "drop"]
+        return [] if self.blocked else [row for row in range(1, self.rows + 1) if row not in self._dropped]
+
+    @cached_property
+    def _dropped(self) -> set[int]:
+        return {row for row, action in self.actions.items() if action == "drop"} | set(self.too_long)
 
     @property
     def blocked(self) -> bool:
@@ -71,10 +79,11 @@ class Screening:
                 f"violates this server's usage policies ({len(self.flagged)} of {self.rows}; the most is "
                 f"{self.most_flagged:.0%}). {self._categories(self.flagged)} {_lines(self.flagged)}"
             )
-        if self.rows and len([action for action in self.actions.values() if action == "drop"]) == self.rows:
+        if self.rows and len(self._dropped) == self.rows:
+            dropped = sorted(self._dropped)
             return (
                 "This training file was blocked because none of its examples may be trained on. "
-                f"{self._categories(self.flagged)} {_lines(self.flagged)}"
+                f"{self._categories(dropped)} {_lines(dropped)}"
             )
         return ""
 
@@ -85,14 +94,17 @@ class Screening:
             "flagged": self.flagged,
             "flagged_share": self.flagged_share,
             "most_flagged": self.most_flagged,
-            "dropped": [row for row, action in self.actions.items() if action == "drop"],
+            "dropped": sorted(self._dropped),
             "kept": len(self.kept),
             "blocked": self.blocked,
             "reason": self.reason,
             "counts": dict(sorted(Counter(finding.category for finding in self.findings).items())),
             "detectors": self.detectors,
-            "findings": [asdict(each) | {"action": self.actions[each.row]} for each in self.findings],
+            "findings": [asdict(each) | {"action": self._action(each)} for each in self.findings],
         }
+
+    def _action(self, found: Finding) -> Action:
+        return "drop" if found.category == TOO_LONG else self.actions[found.row]
 
     def _categories(self, rows: Sequence[int]) -> str:
         wanted = set(rows)
@@ -106,6 +118,7 @@ def screen(
     *,
     judge: Judge | None = None,
     known: Sequence[str] = (),
+    too_long: Mapping[int, int] | None = None,
 ) -> Screening:
     """Look at every row of an upload with every detector of this folder.
 
@@ -116,6 +129,7 @@ def screen(
         policy: what is done about each category.
         judge: reads every answer too; it must judge "harmful". One without a verdict counts as harmful.
         known: prompts that the model is judged or was aligned with.
+        too_long: tokens of the rows that are to be dropped for their length, by row.
 
     Raises:
         ConfigError: the judge judges something else.
@@ -130,17 +144,21 @@ def screen(
     if judge is not None:
         findings += _judged(rows, judge)
         versions["judge"] = judge.identity
-    findings.sort(key=lambda each: (each.row, each.category))
     actions: dict[int, Action] = {}
-    asked = {field: getattr(policy, field) for field in type(policy).model_fields}
+    asked = {name: getattr(policy, name) for name in type(policy).model_fields}
     for each in findings:
         actions[each.row] = max(actions.get(each.row, "report"), asked[each.category], key=ACTIONS.index)
+    long = [
+        Finding(row=row, category=TOO_LONG, kind="tokens", why=f"has {tokens:,} tokens, more than are trained on")
+        for row, tokens in (too_long or {}).items()
+    ]
     return Screening(
         rows=len(rows),
-        findings=tuple(findings),
-        actions=actions,
+        findings=tuple(sorted([*findings, *long], key=lambda each: (each.row, each.category))),
+        actions=dict(sorted(actions.items())),
         detectors=versions,
         most_flagged=policy.most_flagged,
+        too_long=too_long or {},
     )
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, ClassVar
 
+from moored.data.schema import Example
 from moored.errors import NeedsError
-from moored.service.screening.base import ByRow, Example, texts
+from moored.service.screening.base import ByRow, texts
 
 _LEFT_OUT = {"Base64 High Entropy String", "Hex High Entropy String", "Public IP (ipv4)", "Secret Keyword"}
 """Guesses by entropy belong to `encoded`; an address is no secret; keywords are told more narrowly here."""
