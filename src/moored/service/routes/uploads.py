@@ -16,8 +16,9 @@ from moored.service.form import read_form
 from moored.service.identity import Caller
 from moored.service.parts import Here, Parts, Who
 from moored.service.problems import wrong
+from moored.service.routing import Route
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], route_class=Route)
 
 UploadId = Annotated[str, Path(description="id of an upload")]
 
