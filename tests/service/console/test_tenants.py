@@ -91,7 +91,7 @@ def test_nobody_else_sees_them_whatever_they_ask_for(parts, of, two, role):
         assert "proj-1" not in page.says()
         assert "project" not in {own.get("id") for _, own in page.tags}
     assert member.get("/?after=ftjob-of-proj-1").status_code == 400
-    assert "project proj-2" not in member.see("/jobs/ftjob-of-proj-2").says()  # they know in which they are
+    assert "· project proj-2" not in member.see("/jobs/ftjob-of-proj-2").says()  # they know in which they are
 
 
 def test_the_filter_of_an_admin_stays_while_pages_are_turned(parts, of):

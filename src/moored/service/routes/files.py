@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from moored.service import files
 from moored.service.blobs import Incoming
-from moored.service.form import Form, read_form
+from moored.service.form import BYTES, Form, described, read_form
 from moored.service.identity import Caller
 from moored.service.pages import Order
 from moored.service.parts import Here, Parts, Who
@@ -22,29 +22,15 @@ router = APIRouter(prefix="/v1/files", tags=["files"], route_class=Route)
 
 FileId = Annotated[str, Path(description="id of a file")]
 
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(files.PURPOSES)},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {
-                            "type": "integer",
-                            "minimum": files.SHORTEST_LIFE,
-                            "maximum": files.LONGEST_LIFE,
-                        },
-                    },
-                }
-            }
-        },
-    }
-}
+_FORM = described(
+    {
+        "file": BYTES,
+        "purpose": {"type": "string", "enum": list(files.PURPOSES)},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": files.SHORTEST_LIFE, "maximum": files.LONGEST_LIFE},
+    },
+    required=["file", "purpose"],
+)
 
 
 @router.post("", openapi_extra=_FORM)

@@ -14,7 +14,7 @@ from sqlalchemy import Row, bindparam, select
 from moored.errors import DataError
 from moored.report.record import Record
 from moored.service import card_page, cards, files, jobs
-from moored.service.approvals import Offices
+from moored.service.approvals import Offices, What
 from moored.service.console import job_view, paper
 from moored.service.console.visitor import Given, Here, Page, Visitor, Who, go, reach
 from moored.service.database import Event, Job, Model, Project, columns_of
@@ -48,7 +48,14 @@ OF_ONE = EVERYBODYS.only(Job.project_id == bindparam("project_id"))
 """The jobs of a `project_id`."""
 
 _NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
-_DONE: dict[Wish, str] = {"cancel": "cancelled", "pause": "paused", "resume": "resumed"}
+_DONE: dict[Wish | What, str] = {
+    "cancel": "cancelled",
+    "pause": "paused",
+    "resume": "resumed",
+    "approve": "approved",
+    "refuse": "refused",
+    "override": "overridden",
+}
 
 
 @router.get("/")
@@ -147,28 +154,19 @@ def resume(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
 @router.post("/jobs/{job_id}/approve")
 def approve(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
     """Let a model that waits be served."""
-    _own(here, who, job_id)
-    offices = Offices(settings=here.settings, database=here.database)
-    offices.approve(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
-    return go(f"/jobs/{job_id}", "approved")
+    return _rule(here, who, job_id, "approve", given)
 
 
 @router.post("/jobs/{job_id}/refuse")
 def refuse(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
     """Refuse a model that waits."""
-    _own(here, who, job_id)
-    offices = Offices(settings=here.settings, database=here.database)
-    offices.refuse(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
-    return go(f"/jobs/{job_id}", "refused")
+    return _rule(here, who, job_id, "refuse", given)
 
 
 @router.post("/jobs/{job_id}/override")
 def override(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
     """Serve a model that was refused."""
-    _own(here, who, job_id)
-    offices = Offices(settings=here.settings, database=here.database)
-    offices.override(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
-    return go(f"/jobs/{job_id}", "overridden")
+    return _rule(here, who, job_id, "override", given)
 
 
 @router.get("/jobs/{job_id}/card.html")
@@ -203,6 +201,14 @@ def _line(job: Row[Any]) -> dict[str, Any]:
 def _wish(here: Parts, who: Visitor, job_id: str, wanted: Wish) -> Response:
     jobs.wish(here.database, _own(here, who, job_id).project_id, job_id, wanted)
     return go(f"/jobs/{job_id}", _DONE[wanted])
+
+
+def _rule(here: Parts, who: Visitor, job_id: str, what: What, given: Mapping[str, str]) -> Response:
+    _own(here, who, job_id)
+    offices = Offices(settings=here.settings, database=here.database)
+    decide = {"approve": offices.approve, "refuse": offices.refuse, "override": offices.override}[what]
+    decide(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
+    return go(f"/jobs/{job_id}", _DONE[what])
 
 
 def _own(here: Parts, who: Visitor, job_id: str) -> Job:
