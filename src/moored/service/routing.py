@@ -23,6 +23,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from moored.service import exchange
+from moored.service.problems import ApiProblem
 
 Value = TypeVar("Value")
 
@@ -64,11 +65,16 @@ def late(request: Request, make: Callable[[], Value]) -> Late[Value]:
 
     Args:
         request: which is refused if `make` raises, whatever else is wrong with it.
-        make: works the value out.
+        make: works the value out; called once.
     """
-    found = Late(make)
-    exchange.of(request).owed.append(found.make)
-    return found
+    owed = exchange.of(request).owed
+
+    def once() -> Value:
+        owed.remove(once)
+        return make()
+
+    owed.append(once)
+    return Late(once)
 
 
 class Json(Response):
@@ -98,9 +104,10 @@ class Route(APIRoute):
         async def handler(request: Request) -> Response:
             try:
                 return await inner(request)
-            except RequestValidationError:
-                for make in exchange.of(request).owed:
-                    await run_in_threadpool(make)
+            except (RequestValidationError, ApiProblem):
+                owed = exchange.of(request).owed
+                while owed:
+                    await run_in_threadpool(owed[0])
                 raise
 
         return handler

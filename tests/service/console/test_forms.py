@@ -30,6 +30,14 @@ def test_every_form_has_a_token_and_no_post_works_without_it(parts, of):
     assert person.see("/").says().startswith("Jobs")  # nobody was signed out
 
 
+def test_a_form_after_the_session_has_ended_leads_to_signing_in(parts, of):
+    person = of()
+    token = person.token("/")
+    person.http.cookies.clear()
+    answer = person.http.post("/jobs", data={"token": token}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
+
+
 def test_a_form_of_another_site_is_refused(of):
     person = of()
     token = person.token("/")
