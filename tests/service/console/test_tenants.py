@@ -77,7 +77,9 @@ def test_an_admin_sees_the_jobs_of_all_projects_with_their_names(parts, of, two)
     for project, (job, file) in two.items():
         assert listed(admin.see(f"/?project={project}")) == {f"/jobs/{job}"}
         assert f"project {project}" in admin.see(f"/jobs/{job}").says()
-        assert f"{project}.jsonl" in admin.see(f"/files/{file}").says()
+        shown = admin.see(f"/files/{file}").says()
+        assert f"{project}.jsonl" in shown
+        assert f"· project {project}" in shown
         assert admin.get(f"/files/{file}/content").status_code == 200
     assert not listed(admin.see("/?project=none"))
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from moored.service import files
 from moored.service.blobs import Incoming
 from moored.service.console import paper
 from moored.service.console.visitor import Given, Here, Page, Visitor, Who, check_token, go, must_be_own, reach
-from moored.service.database import File
+from moored.service.database import File, Project
 from moored.service.form import Form, read_form
 from moored.service.parts import Parts
 from moored.service.policy import Limits
@@ -62,6 +63,7 @@ def one(
     """One file, and what the screen finds in it."""
     with here.database.reading() as session:
         file = files.find(session, reach(session, who, File, file_id), file_id)
+        project = session.scalar(select(Project.name).where(Project.id == file.project_id))
     found: dict[str, Any] | None = None
     found_by, why_not = None, ""
     policy = here.policy()
@@ -76,6 +78,7 @@ def one(
         visitor=who,
         file=file,
         mine=file.project_id == who.caller.project_id,
+        project=project if who.admin else "",
         found=found,
         found_by=found_by,
         why_not=why_not,
