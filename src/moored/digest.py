@@ -33,7 +33,8 @@ def identity_of(model: str, sha256: Sha256 = sha256_of) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return model
-    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
-    files += sorted(folder.glob("additional_chat_templates/*.jinja"))  # transformers reads these too
-    listing = "".join(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in files)
+    files = [(path.name, path) for path in sorted(folder.iterdir()) if path.suffix in MODEL_FILES]
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))  # transformers reads these too
+    files += [(f"additional_chat_templates/{path.name}", path) for path in templates]
+    listing = "".join(f"{name} {sha256(path)}\n" for name, path in files)
     return hashlib.sha256(listing.encode()).hexdigest()

@@ -122,7 +122,7 @@ def test_what_fails_inside_stays_inside(client, app, monkeypatch, error, status,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("moored.service.routes.files.files.find", fail)
+    monkeypatch.setattr("moored.service.routes.files.files.look", fail)
     answer = client.get("/v1/files/file-x")
     assert answer.status_code == status
     assert said in answer.json()["error"]["message"]

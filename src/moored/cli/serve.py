@@ -117,6 +117,7 @@ def _serve(settings: ServerSettings) -> int:
     import uvicorn
 
     from moored.service import audit_log
+    from moored.service.alone import alone
     from moored.service.app import create_app
     from moored.service.identity import first_key
     from moored.service.listening import config_of
@@ -126,8 +127,7 @@ def _serve(settings: ServerSettings) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.umask(0o077)  # what users send is nobody else's on this machine
-    listening = _bound(settings)
-    with listening:
+    with alone(settings.home), _bound(settings) as listening:
         port = listening.getsockname()[1]
         app = create_app(settings)
         server = uvicorn.Server(config_of(app, host=settings.host, port=port))

@@ -14,7 +14,6 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 
 import moored
 from moored.service import audit_log, routes
@@ -31,21 +30,6 @@ from moored.service.policy_file import PolicyFile
 from moored.service.registry import Refusal as Changed
 from moored.service.registry import Registry
 from moored.service.settings import ServerSettings
-
-
-class Refusal(BaseModel):
-    """What is wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Refused(BaseModel):
-    """Every answer that is not what was asked for."""
-
-    error: Refusal
 
 
 def open_parts(settings: ServerSettings) -> Parts:
@@ -102,13 +86,14 @@ def create_app(settings: ServerSettings) -> FastAPI:
         lifespan=_life,
         docs_url=None,  # they would load their scripts from elsewhere
         redoc_url=None,
-        responses={"4XX": {"model": Refused, "description": "what is wrong"}},
     )
     app.state.parts = parts
     app.add_middleware(Exchanges, metrics=parts.metrics)
     add_handlers(app)
-    for found in iter_modules(routes.__path__):
-        app.include_router(import_module(f"{routes.__name__}.{found.name}").router)
+    # The console's come last: a request for the API should not be held against thirty pages first.
+    for found in sorted(iter_modules(routes.__path__), key=lambda found: found.name == "console"):
+        # Their paths are whole. `include_router` would look through every router twice, for each request.
+        app.router.routes += import_module(f"{routes.__name__}.{found.name}").router.routes
     return app
 
 

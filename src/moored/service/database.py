@@ -13,11 +13,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, create_engine, event
+from pydantic_core import from_json
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    Label,
+    String,
+    Text,
+    create_engine,
+    event,
+    inspect,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 Role = Literal["user", "operator", "admin"]
@@ -196,6 +211,17 @@ class Model(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 
+def columns_of(table: type[Base], *, without: Collection[str] = ()) -> tuple[Label[Any], ...]:
+    """The columns of a table under their names in Python, for a statement whose rows look like the table's objects.
+
+    Args:
+        table: one of the classes above.
+        without: those that are not read.
+    """
+    names = (each.key for each in inspect(table).column_attrs if each.key not in without)
+    return tuple(getattr(table, name).label(name) for name in names)
+
+
 class Database:
     """A database, by URL.
 
@@ -205,7 +231,7 @@ class Database:
 
     def __init__(self, url: str):
         waits = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        self.engine = create_engine(url, pool_size=THREADS, max_overflow=10, **waits)
+        self.engine = create_engine(url, pool_size=THREADS, max_overflow=10, json_deserializer=_of_json, **waits)
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _as_a_server)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
@@ -215,6 +241,13 @@ class Database:
         """A short session that writes nothing."""
         with self._sessions() as session:
             yield session
+
+    def looking(self) -> Connection:
+        """A connection, in a `with`, for statements that were built once, with `bindparam`.
+
+        They give rows. Objects, a session and a statement that is built anew cost ten times as much as the query.
+        """
+        return self.engine.connect()
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
@@ -228,6 +261,14 @@ class Database:
     def close(self) -> None:
         """Let go of all connections."""
         self.engine.dispose()
+
+
+def _of_json(text: str | bytes) -> Any:
+    """What a column of JSON holds; a list of jobs has a hundred of them, and `json` takes five times as long."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)  # which takes a lone surrogate, as it writes one
 
 
 def _as_a_server(connection: Any, _: Any) -> None:

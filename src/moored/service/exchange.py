@@ -7,11 +7,12 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,11 +38,13 @@ class Exchange:
         id: sent as `x-request-id`, and logged with what went wrong.
         headers: added to the answer, whatever it is.
         most_bytes: longest body that is read.
+        owed: what must have been worked out before the answer; see `routing.late`.
     """
 
     id: str
     headers: dict[str, str] = field(default_factory=dict)
     most_bytes: int = JSON_BYTES
+    owed: list[Callable[[], Any]] = field(default_factory=list)
 
 
 def of(request: Request) -> Exchange:
@@ -131,16 +134,17 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self._exchange.id
-            headers["openai-processing-ms"] = str(round(self.seconds * 1000))
-            headers["x-content-type-options"] = "nosniff"
-            for name, value in self._exchange.headers.items():
-                headers[name] = value
+            own = {
+                "x-request-id": self._exchange.id,
+                "openai-processing-ms": str(round(self.seconds * 1000)),
+                "x-content-type-options": "nosniff",
+                **self._exchange.headers,
+            }
             if not self._body.read:
                 await self._body.drain()
                 if not self._body.read:
-                    headers["connection"] = "close"
+                    own["connection"] = "close"
+            message["headers"] = _with(message.get("headers", ()), own)
         await self._send(message)
 
     async def problem(self, problem: ApiProblem) -> None:
@@ -148,6 +152,12 @@ class _Answer:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _with(given: Iterable[tuple[bytes, bytes]], own: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers of an answer, of which those of the server go before its route's."""
+    named = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in own.items()}
+    return [*(pair for pair in given if pair[0].lower() not in named), *named.items()]
 
 
 def too_large(most: int) -> HTTPException:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Connection, Row, Select, bindparam, or_, select
 from sqlalchemy.orm import Session
 from starlette.responses import FileResponse
 
 from moored.service import dialect, quota
 from moored.service.blobs import Blobs, Incoming
 from moored.service.clock import now
-from moored.service.database import Database, File, Part
+from moored.service.database import Database, File, Part, columns_of
 from moored.service.ids import new_id
+from moored.service.pages import Listing
 from moored.service.policy import Limits
 from moored.service.problems import missing_file, wrong
 
@@ -212,10 +213,34 @@ def promise(
     return file
 
 
+_MINE = File.project_id == bindparam("project_id")
+_ALIVE = or_(File.expires_at.is_(None), File.expires_at > bindparam("now"))
+_COLUMNS = columns_of(File)
+
+LISTED = Listing(_COLUMNS, _MINE, _ALIVE, by=(File.created_at, File.id), identity=File.id)
+"""The files that a project sees (`seen_by`), as `shown` takes them."""
+FOR_PURPOSE = LISTED.only(File.purpose == bindparam("purpose"))
+"""Those for a `purpose`."""
+
+_ONE = select(*_COLUMNS).where(_MINE, _ALIVE, File.id == bindparam("file_id"))
+
+
+def seen_by(project_id: str) -> dict[str, Any]:
+    """What `LISTED` is asked with: a project sees its own files, and none that expired."""
+    return {"project_id": project_id, "now": now()}
+
+
+def look(connection: Connection, project_id: str, file_id: str) -> Row[Any]:
+    """A file of a project, as `shown` takes it; see `find`."""
+    file = connection.execute(_ONE, {**seen_by(project_id), "file_id": file_id}).one_or_none()
+    if file is None:
+        raise missing_file(file_id)
+    return file
+
+
 def of_project(project_id: str) -> Select[File]:
     """The files that a project sees: its own, and not expired."""
-    alive = or_(File.expires_at.is_(None), File.expires_at > now())
-    return select(File).where(File.project_id == project_id, alive)
+    return select(File).where(_MINE, _ALIVE).params(seen_by(project_id))
 
 
 def find(session: Session, project_id: str, file_id: str) -> File:
@@ -242,7 +267,7 @@ def remove(database: Database, blobs: Blobs, project_id: str, file_id: str) -> N
     blobs.discard(file.sha256, promised(database))
 
 
-def download(blobs: Blobs, file: File) -> FileResponse:
+def download(blobs: Blobs, file: File | Row[Any]) -> FileResponse:
     """The bytes of a file, to be kept and not to be looked at: they are a user's.
 
     Raises:
@@ -266,7 +291,7 @@ def promised(database: Database) -> Callable[[str], bool]:
     return asked
 
 
-def shown(file: File) -> dict[str, Any]:
+def shown(file: File | Row[Any]) -> dict[str, Any]:
     """A file as clients see it."""
     return {
         "id": file.id,

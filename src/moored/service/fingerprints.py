@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from moored.digest import identity_of, sha256_of
@@ -76,21 +77,20 @@ def digest(folder: Path, start: str) -> str:
 
 def _listed(folder: Path) -> list[str]:
     """Relative names of all files, in one order on every system."""
-    found = []
-    for root, folders, files in os.walk(folder, onerror=_raised):
-        for name in (*folders, *files):
-            path = Path(root) / name
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise CheckpointError(f"{path} is no plain file")
-            if path.is_file():
-                found.append(path.relative_to(folder).as_posix())
-    return sorted(found)
+    return sorted(_below(str(folder), ""))
 
 
-def _raised(error: OSError) -> None:
-    raise error
+def _below(folder: str, prefix: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield prefix + entry.name
+            else:
+                raise CheckpointError(f"{entry.path} is no plain file")
 
 
 def _stamp(file: Path) -> Stamp:
-    status = file.stat()
+    status = os.stat(file)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -26,6 +27,10 @@ _AT_ONCE = 1 << 20
 _NOT_A_FORM = "We could not parse your request as multipart/form-data."
 
 
+BYTES = {"type": "string", "format": "binary"}
+"""A field that holds a file, for `described`."""
+
+
 @dataclass
 class Form:
     """What a form held besides the bytes of its file.
@@ -37,6 +42,17 @@ class Form:
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
+
+
+def described(fields: Mapping[str, Any], *, required: Sequence[str]) -> dict[str, Any]:
+    """What the route of a form says of its body in the description of the API.
+
+    Args:
+        fields: JSON schemas by name.
+        required: those that a form must have.
+    """
+    schema = {"type": "object", "required": list(required), "properties": dict(fields)}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 async def read_form(request: Request, file: str, into: Incoming, *, limit: int) -> Form:

@@ -7,9 +7,9 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -195,11 +195,34 @@ def _check_limits(limits: Mapping[str, Any]) -> None:
     validated(Limits, dict(limits), "the limits of a project")
 
 
+_WHOSE = (
+    select(Key.id, Key.project_id, Key.role, Project.limits)
+    .join(Project, Project.id == Key.project_id)
+    .where(Key.sha256 == bindparam("sha256"), Key.revoked_at.is_(None))
+)
+
+
 def whose(database: Database, text: str) -> Caller | None:
     """The caller with this key; None if there is no such key, or no more."""
-    with database.reading() as session:
-        key = session.scalar(select(Key).where(Key.sha256 == _hashed(text), Key.revoked_at.is_(None)))
-    return None if key is None else _caller(key)
+    found = known(database, text)
+    return None if found is None else found[0]
+
+
+def known(database: Database, text: str) -> tuple[Caller, dict[str, Any]] | None:
+    """The caller with this key, and what their project's limits are where they differ from the policy's.
+
+    Asked for every request, so that a revoked key and a new limit hold at once.
+
+    Args:
+        database: where.
+        text: of the key.
+
+    Returns:
+        None if there is no such key, or no more.
+    """
+    with database.looking() as connection:
+        found = connection.execute(_WHOSE, {"sha256": _hashed(text)}).one_or_none()
+    return None if found is None else (_caller(found), found.limits)
 
 
 def holder(database: Database, key_id: str) -> tuple[Caller, Project, Key] | None:
@@ -215,9 +238,8 @@ def holder(database: Database, key_id: str) -> tuple[Caller, Project, Key] | Non
     return None if found is None else (_caller(found[1]), found[0], found[1])
 
 
-def _caller(key: Key) -> Caller:
-    role: Role = key.role  # type: ignore[assignment]
-    return Caller(key_id=key.id, project_id=key.project_id, role=role)
+def _caller(key: Key | Row[Any]) -> Caller:
+    return Caller(key_id=key.id, project_id=key.project_id, role=cast(Role, key.role))
 
 
 def _hashed(text: str) -> str:

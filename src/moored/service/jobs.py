@@ -7,16 +7,17 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Select, String, cast, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, String, bindparam, cast, select
 from sqlalchemy.orm import Session
 
 from moored.errors import unknown
 from moored.service import files, hyperparameters, quota
 from moored.service.claims import Told, place, state_of, tell
 from moored.service.clock import now
-from moored.service.database import Checkpoint, Database, Event, Job
+from moored.service.database import Checkpoint, Database, Event, Job, columns_of
 from moored.service.ids import new_id
 from moored.service.life import NotNow, after
+from moored.service.pages import Listing
 from moored.service.policy import Limits, Policy
 from moored.service.problems import ApiProblem, missing_job, wrong
 from moored.service.tightening import tightened
@@ -87,18 +88,42 @@ def create(database: Database, policy: Policy, limits: Limits, project_id: str, 
     return made
 
 
+_MINE = Job.project_id == bindparam("project_id")
+_COLUMNS = columns_of(Job, without={"policy"})  # which nobody is shown, and which is long
+
+LISTED = Listing(_COLUMNS, _MINE, by=(Job.created_at, Job.id), identity=Job.id)
+"""The jobs of a `project_id`, as `shown` takes them."""
+EVENTS = Listing(columns_of(Event), Event.job_id == bindparam("job_id"), by=(Event.number, Event.id), identity=Event.id)
+"""The story of a `job_id`, as `event_shown` takes it."""
+CHECKPOINTS = Listing(
+    columns_of(Checkpoint),
+    Checkpoint.job_id == bindparam("job_id"),
+    by=(Checkpoint.step, Checkpoint.id),
+    identity=Checkpoint.id,
+)
+"""The checkpoints of a `job_id`, as `checkpoint_shown` takes them."""
+
+_ONE = select(*_COLUMNS).where(_MINE, Job.id == bindparam("job_id"))
+
+
 def of_project(project_id: str) -> Select[Any]:
     """The jobs that a project sees."""
     return select(Job).where(Job.project_id == project_id)
 
 
-def with_metadata(query: Select[Any], wanted: Mapping[str, str] | None) -> Select[Any]:
-    """Only the jobs with these pairs; None: only those without any."""
+def with_metadata(wanted: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
+    """Conditions for jobs with these pairs; None: for jobs without any."""
     if wanted is None:
-        return query.where(cast(Job.given_metadata, String) == "{}")
-    for key, value in wanted.items():
-        query = query.where(Job.given_metadata[key].as_string() == value)
-    return query
+        return [cast(Job.given_metadata, String) == "{}"]
+    return [Job.given_metadata[key].as_string() == value for key, value in wanted.items()]
+
+
+def look(connection: Connection, project_id: str, job_id: str) -> Row[Any]:
+    """A job of a project, as `shown` takes it; see `find`."""
+    job = connection.execute(_ONE, {"project_id": project_id, "job_id": job_id}).one_or_none()
+    if job is None:
+        raise missing_job(job_id)
+    return job
 
 
 def find(session: Session, project_id: str, job_id: str) -> Job:
@@ -135,7 +160,7 @@ def wish(database: Database, project_id: str, job_id: str, wanted: Wish) -> Job:
         return job
 
 
-def shown(job: Job) -> dict[str, Any]:
+def shown(job: Job | Row[Any]) -> dict[str, Any]:
     """A job as clients see it."""
     kind = job.method["type"]
     known = {**job.method[kind]["hyperparameters"], **job.hyperparameters}
@@ -164,18 +189,18 @@ def shown(job: Job) -> dict[str, Any]:
     }
 
 
-def _estimated(job: Job) -> int | None:
+def _estimated(job: Job | Row[Any]) -> int | None:
     """When a job that runs will be finished: never in the past, whatever was thought before."""
     return max(job.estimated_finish, now() + 1) if job.estimated_finish and job.status == "running" else None
 
 
-def _overridden(job: Job) -> bool:
+def _overridden(job: Job | Row[Any]) -> bool:
     """Whether an operator has the model served that the gate, or a person, refused."""
     people = job.safety.get("people", [])
     return bool(people) and people[-1]["what"] == "override"
 
 
-def event_shown(event: Event) -> dict[str, Any]:
+def event_shown(event: Event | Row[Any]) -> dict[str, Any]:
     """A line of a job's story as clients see it."""
     return {
         "id": event.id,
@@ -188,10 +213,10 @@ def event_shown(event: Event) -> dict[str, Any]:
     }
 
 
-def checkpoint_shown(job: Job) -> Callable[[Checkpoint], dict[str, Any]]:
+def checkpoint_shown(job: Row[Any]) -> Callable[[Row[Any]], dict[str, Any]]:
     """How a checkpoint of a job is shown: it has numbers and no weights, for only the audited end can be served."""
 
-    def show(kept: Checkpoint) -> dict[str, Any]:
+    def show(kept: Row[Any]) -> dict[str, Any]:
         model = job.fine_tuned_model or f"ft:{job.model}::{job.suffix or ''}:{job.id.rpartition('-')[2]}"
         return {
             "id": kept.id,

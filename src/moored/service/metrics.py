@@ -27,6 +27,7 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._jobs = Gauge("moored_jobs", "Fine-tuning jobs", ("status",), registry=self.registry)
         self._files = Gauge("moored_files", "Files", ("purpose",), registry=self.registry)
         self._bytes = Gauge("moored_file_bytes", "Bytes of files", ("purpose",), registry=self.registry)
@@ -41,8 +42,12 @@ class Metrics:
             seconds: it took.
         """
         known = method if method in {"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"} else "other"
-        self._requests.labels(known, route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        found = self._counters.get((known, route, status))
+        if found is None:
+            found = self._requests.labels(known, route, str(status)), self._seconds.labels(route)
+            self._counters[known, route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def text(self, database: Database) -> bytes:
         """Everything, as Prometheus reads it.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,7 +14,7 @@ from moored.service import exchange, quota
 from moored.service.blobs import Blobs
 from moored.service.console.sessions import Sessions
 from moored.service.database import Database
-from moored.service.identity import Caller, whose
+from moored.service.identity import Caller, known
 from moored.service.metrics import Metrics
 from moored.service.policy import Limits
 from moored.service.policy_file import PolicyFile
@@ -22,6 +23,7 @@ from moored.service.problems import ApiProblem
 from moored.service.question import Engine
 from moored.service.quota import Rates
 from moored.service.registry import Registry
+from moored.service.routing import Late, late
 from moored.service.settings import ServerSettings
 
 bearer = HTTPBearer(auto_error=False, description="An API key of `moored keys create`.")
@@ -71,11 +73,15 @@ Here = Annotated[Parts, Depends(parts)]
 """A route's parameter: the parts."""
 
 
-def caller(
-    request: Request,
-    here: Here,
-    given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-) -> Caller:
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+
+
+async def caller(request: Request, here: Here, given: Bearer) -> Late[Caller]:
+    """Who is calling, for a `Route`."""
+    return late(request, partial(identified, request, here, given))
+
+
+def identified(request: Request, here: Parts, given: HTTPAuthorizationCredentials | None) -> Caller:
     """Who is calling, by the key in the `Authorization` header; counts the request against the key's rate.
 
     Raises:
@@ -87,7 +93,7 @@ def caller(
             "You didn't provide an API key. Send it in an Authorization header: `Authorization: Bearer YOUR_KEY`.",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    found = whose(here.database, given.credentials)
+    found = known(here.database, given.credentials)
     if found is None:
         raise ApiProblem(
             401,
@@ -95,8 +101,10 @@ def caller(
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    exchange.of(request).headers |= here.rates.request(found.key_id, here.limits(found.project_id))
-    return found
+    who, own = found
+    limits = quota.limits_with(here.policy().limits, own, who.project_id)
+    exchange.of(request).headers |= here.rates.request(who.key_id, limits)
+    return who
 
 
 Who = Annotated[Caller, Depends(caller)]

@@ -7,6 +7,9 @@ import logging
 import os
 import threading
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row
 
 from moored.errors import MooredError
 from moored.service.database import Model
@@ -31,7 +34,7 @@ class Permits:
         self._known: dict[str, tuple[_Stamp, str, bool]] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, model: Model) -> bool:
+    def __call__(self, model: Model | Row[Any]) -> bool:
         """Whether the card says so of these weights; a card that is missing, or not this server's, says nothing."""
         path = self._settings.job(model.job_id) / CARD
         try:

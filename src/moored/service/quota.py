@@ -6,8 +6,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
@@ -37,8 +39,26 @@ def limits_of(session: Session, limits: Limits, project_id: str) -> Limits:
         ConfigError: the project's own limits are wrong; names the key.
     """
     project = session.get(Project, project_id)
-    own = project.limits if project is not None else {}
-    return validated(Limits, limits.model_dump() | own, f"the limits of project {project_id}") if own else limits
+    return limits_with(limits, project.limits if project is not None else {}, project_id)
+
+
+def limits_with(limits: Limits, own: Mapping[str, Any], project_id: str) -> Limits:
+    """The limits of a project.
+
+    Args:
+        limits: the policy's.
+        own: what differs from them for the project.
+        project_id: for the error.
+
+    Raises:
+        ConfigError: the project's own limits are wrong; names the key.
+    """
+    return _limits_with(limits, tuple(sorted(own.items())), project_id) if own else limits
+
+
+@lru_cache(maxsize=1024)
+def _limits_with(limits: Limits, own: tuple[tuple[str, Any], ...], project_id: str) -> Limits:
+    return validated(Limits, limits.model_dump() | dict(own), f"the limits of project {project_id}")
 
 
 def room_for(session: Session, limits: Limits, project_id: str, more: int) -> None:

@@ -13,12 +13,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Row, bindparam, select
 
 from moored.digest import identity_of
 from moored.errors import MooredError
-from moored.service.database import Database, Model
+from moored.service.database import Database, Model, columns_of
 from moored.service.fingerprints import Fingerprints, digest
 from moored.service.identity import Caller
 from moored.service.policy import Policy
@@ -31,6 +32,9 @@ from moored.serving import Serving
 __all__ = ["Decided", "Listed", "Refusal", "Registry", "Served", "digest", "publish"]
 
 log = logging.getLogger("moored.service")
+
+Kept = Model | Row[Any]
+"""A model as the database has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ class Registry:
         database: Database,
         policy: Callable[[], Policy],
         *,
-        permits: Callable[[Model], bool],
+        permits: Callable[[Kept], bool],
         refused: Callable[[Refusal], None] = lambda refusal: None,
         unload: Callable[[str], None] = lambda name: None,
     ):
@@ -131,9 +135,8 @@ class Registry:
             caller: who asks.
         """
         ready = [self._offered(name) for name in self._policy().models]
-        with self._database.reading() as session:
-            mine = (Model.project_id == caller.project_id, Model.state == "passed")
-            own = session.scalars(select(Model).where(*mine).order_by(Model.created_at, Model.id)).all()
+        with self._database.looking() as connection:
+            own = connection.execute(_EVERY, {"project_id": caller.project_id}).all()
         tuned = [_listed(model) for model in own if self._permits(model) and self._changed(model) is None]
         return [listed for listed in ready if listed is not None] + tuned
 
@@ -198,7 +201,8 @@ class Registry:
         if name in self._policy().models:
             raise ApiProblem(403, f"The model `{name}` belongs to this server; only fine-tuned models can be deleted.")
         with self._database.writing() as session:
-            model = session.scalar(_mine(name, caller))
+            mine = select(Model).where(*_OWN, Model.id == bindparam("name"))
+            model = session.scalar(mine, _asked(name, caller))
             if model is None:
                 raise missing_model(name)
             model.state = "deleted"
@@ -267,19 +271,19 @@ class Registry:
             raise _unusable(served.name) from error
         return replace(served, serving=serving)
 
-    def _passed(self, name: str, caller: Caller) -> Model:
-        with self._database.reading() as session:
-            model = session.scalar(_mine(name, caller))
+    def _passed(self, name: str, caller: Caller) -> Kept:
+        with self._database.looking() as connection:
+            model = connection.execute(_ONE, _asked(name, caller)).one_or_none()
         if model is None or not self._permits(model):
             raise missing_model(name)
         return model
 
-    def _confirm(self, model: Model) -> None:
+    def _confirm(self, model: Kept) -> None:
         found = self._changed(model)
         if found is not None:
             raise _unusable(model.id)
 
-    def _changed(self, model: Model) -> str | None:
+    def _changed(self, model: Kept) -> str | None:
         """What is there instead of the bytes that passed; None if they are there."""
         try:
             found = self._fingerprints.digest(self._folder(model), self._start(model))
@@ -300,19 +304,24 @@ class Registry:
                 log.error("the audit log does not say so: %s", error)
         return found
 
-    def _folder(self, model: Model) -> Path:
+    def _folder(self, model: Kept) -> Path:
         return self._settings.home / model.folder
 
-    def _start(self, model: Model) -> str:
+    def _start(self, model: Kept) -> str:
         return start_path(self._settings, model.start)
 
 
-def _mine(name: str, caller: Caller) -> Select[Model]:
-    """The model of this name that passed, in the caller's project."""
-    return select(Model).where(Model.id == name, Model.project_id == caller.project_id, Model.state == "passed")
+_OWN = (Model.project_id == bindparam("project_id"), Model.state == "passed")
+_EVERY = select(*columns_of(Model)).where(*_OWN).order_by(Model.created_at, Model.id)
+_ONE = select(*columns_of(Model)).where(*_OWN, Model.id == bindparam("name"))
 
 
-def _listed(model: Model) -> Listed:
+def _asked(name: str, caller: Caller) -> dict[str, str]:
+    """For the model of this name that passed, in the caller's project."""
+    return {"name": name, "project_id": caller.project_id}
+
+
+def _listed(model: Kept) -> Listed:
     return Listed(name=model.id, created=model.created_at, owner=model.project_id)
 
 

@@ -75,11 +75,12 @@ class Starts:
         self._made: dict[Version, str] = {}
         self._failed: dict[Version, tuple[float, MooredError]] = {}
         self._missed: dict[Version, float] = {}
+        self._seen: tuple[Policy | None, str] = None, ""
         self._lock = threading.Lock()
 
     def find(self, policy: Policy, name: str) -> str | None:
         """See `start_of`. What was made stays as it is, so that only its being there is looked at again."""
-        version = (policy.sha256, name)
+        version = (self._sha256(policy), name)
         made = self._made.get(version)
         if made is not None and (made == self._known[version] or Path(made).is_dir()):
             return made
@@ -91,6 +92,14 @@ class Starts:
             if failed is not None and time.monotonic() - failed[0] < _PATIENCE_S:
                 raise failed[1]
             return self._looked_up(version, policy, name)
+
+    def _sha256(self, policy: Policy) -> str:
+        """The version of the policy, which is the same object until it is another policy."""
+        seen, sha256 = self._seen
+        if seen is not policy:
+            sha256 = policy.sha256
+            self._seen = policy, sha256
+        return sha256
 
     def _looked_up(self, version: Version, policy: Policy, name: str) -> str | None:
         from moored.study.store import Store

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from markupsafe import Markup
+from sqlalchemy import Row
 
 from moored.report import plot
 from moored.report.record import Arm, Record
@@ -97,7 +98,7 @@ class Audit:
     figures: list[Markup]
 
 
-def status(job: Job) -> str:
+def status(job: Job | Row[Any]) -> str:
     """What happens with a job, in a few words."""
     if job.status in FINAL:
         return _STATUS[job.status]
@@ -106,7 +107,7 @@ def status(job: Job) -> str:
     return _STATUS["paused"] if job.status == "paused" else _DOING.get(job.phase, _STATUS[job.status])
 
 
-def verdict(job: Job) -> Verdict:
+def verdict(job: Job | Row[Any]) -> Verdict:
     """What the gate, and then people, said of a job's model."""
     decisions, people = job.safety.get("decision", {}), job.safety.get("people", [])
     decision = decisions.get(REPAIRED) or decisions.get(TUNED)

@@ -6,20 +6,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote
 
 from fastapi import Depends, Request
 from fastapi.responses import RedirectResponse, Response
-from fastapi.routing import APIRoute
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from moored.service import exchange
+from moored.service import exchange, quota
 from moored.service.answering import FORESEEN, problem_of
 from moored.service.console import paper
 from moored.service.console.sessions import LIFE
+from moored.service.database import File, Job
 from moored.service.identity import Caller, holder
 from moored.service.parts import Here, Parts
 from moored.service.problems import ApiProblem, wrong
+from moored.service.routing import Late, Route, late
 
 COOKIE = "moored_console"
 
@@ -67,8 +71,21 @@ class Visitor:
 
     @property
     def admin(self) -> bool:
-        """Whether they may make keys."""
+        """Whether they may make keys, and look into every project."""
         return self.caller.role == "admin"
+
+
+def reach(session: Session, who: Visitor, table: type[Job] | type[File], id: str) -> str:
+    """The id of the project in which somebody finds a thing: their own, and for an admin the one that has it.
+
+    Args:
+        session: where.
+        who: looks.
+        table: of the thing.
+        id: of the thing.
+    """
+    owner = session.scalar(select(table.project_id).where(table.id == id)) if who.admin else None
+    return owner or who.caller.project_id
 
 
 def cookie_of(request: Request) -> str:
@@ -76,7 +93,12 @@ def cookie_of(request: Request) -> str:
     return request.cookies.get(COOKIE, "")
 
 
-def visitor(request: Request, here: Here) -> Visitor:
+async def visitor(request: Request, here: Here) -> Late[Visitor]:
+    """Who looks, for a `Page`."""
+    return late(request, partial(_seen, request, here))
+
+
+def _seen(request: Request, here: Parts) -> Visitor:
     """Who looks; counts the page against their key's rate.
 
     Raises:
@@ -90,7 +112,7 @@ def visitor(request: Request, here: Here) -> Visitor:
         here.sessions.end(cookie)
         raise SignedOut
     caller, project, key = found
-    here.rates.request(caller.key_id, here.limits(caller.project_id))
+    here.rates.request(caller.key_id, quota.limits_with(here.policy().limits, project.limits, project.id))
     return Visitor(caller=caller, project=project.name, key=key.shown, token=here.sessions.token(cookie))
 
 
@@ -175,8 +197,11 @@ def go(path: str, done: str = "") -> RedirectResponse:
     return RedirectResponse(f"{path}?done={done}" if done else path, status_code=303)
 
 
-class Page(APIRoute):
-    """A route of the console: whatever goes wrong on it is a page, too."""
+class Page(Route):
+    """A route of the console: no part of the API, and whatever goes wrong on it is a page, too."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any):
+        super().__init__(path, endpoint, **{**options, "include_in_schema": False})
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, with an answer for everything that it raises."""

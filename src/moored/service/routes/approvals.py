@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from moored.service.approvals import Offices
 from moored.service.database import Model
 from moored.service.parts import Here, Who
+from moored.service.routing import Route
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["moored"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["moored"], route_class=Route)
 
 JobId = Annotated[str, Path(description="id of a fine-tuning job")]
 

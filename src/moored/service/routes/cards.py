@@ -10,8 +10,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from moored.service.cards import card_of
 from moored.service.parts import Here, Who
+from moored.service.routing import Route
 
-router = APIRouter(prefix="/v1", tags=["moored"])
+router = APIRouter(prefix="/v1", tags=["moored"], route_class=Route)
 
 JobId = Annotated[str, Path(description="id of a fine-tuning job")]
 

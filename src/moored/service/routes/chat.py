@@ -9,9 +9,10 @@ from fastapi.responses import Response
 from moored.service.asking import Chat
 from moored.service.conversing import asked
 from moored.service.parts import Here, Who
+from moored.service.routing import Route
 from moored.service.telling import ChatShape, Told
 
-router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
+router = APIRouter(prefix="/v1/chat/completions", tags=["chat"], route_class=Route)
 
 
 @router.post("")

@@ -9,9 +9,10 @@ from fastapi.responses import Response
 from moored.service.asking import Completion
 from moored.service.conversing import asked
 from moored.service.parts import Here, Who
+from moored.service.routing import Route
 from moored.service.telling import CompletionShape, Told
 
-router = APIRouter(prefix="/v1/completions", tags=["completions"])
+router = APIRouter(prefix="/v1/completions", tags=["completions"], route_class=Route)
 
 
 @router.post("")

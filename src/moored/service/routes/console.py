@@ -10,7 +10,7 @@ from fastapi import APIRouter
 
 from moored.service.console import pages
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter()
 
 for _found in iter_modules(pages.__path__):
-    router.include_router(import_module(f"{pages.__name__}.{_found.name}").router)
+    router.routes += import_module(f"{pages.__name__}.{_found.name}").router.routes

@@ -11,40 +11,26 @@ from starlette.concurrency import run_in_threadpool
 
 from moored.service import files
 from moored.service.blobs import Incoming
-from moored.service.database import File
-from moored.service.form import Form, read_form
+from moored.service.form import BYTES, Form, described, read_form
 from moored.service.identity import Caller
-from moored.service.pages import Order, page
+from moored.service.pages import Order
 from moored.service.parts import Here, Parts, Who
 from moored.service.policy import Limits
+from moored.service.routing import Route
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=Route)
 
 FileId = Annotated[str, Path(description="id of a file")]
 
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(files.PURPOSES)},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {
-                            "type": "integer",
-                            "minimum": files.SHORTEST_LIFE,
-                            "maximum": files.LONGEST_LIFE,
-                        },
-                    },
-                }
-            }
-        },
-    }
-}
+_FORM = described(
+    {
+        "file": BYTES,
+        "purpose": {"type": "string", "enum": list(files.PURPOSES)},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": files.SHORTEST_LIFE, "maximum": files.LONGEST_LIFE},
+    },
+    required=["file", "purpose"],
+)
 
 
 @router.post("", openapi_extra=_FORM)
@@ -78,27 +64,17 @@ def listing(
     order: Annotated[Order, Query(description="by time")] = "desc",
 ) -> dict[str, Any]:
     """List files."""
-    query = files.of_project(who.project_id)
-    if purpose is not None:
-        query = query.where(File.purpose == purpose)
-    with here.database.reading() as session:
-        return page(
-            session,
-            query,
-            by=(File.created_at, File.id),
-            identity=File.id,
-            shown=files.shown,
-            after=after,
-            limit=limit,
-            order=order,
-        )
+    mine = files.seen_by(who.project_id)
+    listing, asked = (files.LISTED, mine) if purpose is None else (files.FOR_PURPOSE, {**mine, "purpose": purpose})
+    with here.database.looking() as connection:
+        return listing.page(connection, asked, shown=files.shown, after=after, limit=limit, order=order)
 
 
 @router.get("/{file_id}")
 def retrieve(file_id: FileId, here: Here, who: Who) -> dict[str, Any]:
     """Retrieve a file."""
-    with here.database.reading() as session:
-        return files.shown(files.find(session, who.project_id, file_id))
+    with here.database.looking() as connection:
+        return files.shown(files.look(connection, who.project_id, file_id))
 
 
 @router.get(
@@ -108,8 +84,8 @@ def retrieve(file_id: FileId, here: Here, who: Who) -> dict[str, Any]:
 )
 def content(file_id: FileId, here: Here, who: Who) -> FileResponse:
     """The bytes of a file."""
-    with here.database.reading() as session:
-        file = files.find(session, who.project_id, file_id)
+    with here.database.looking() as connection:
+        file = files.look(connection, who.project_id, file_id)
     return files.download(here.blobs, file)
 
 

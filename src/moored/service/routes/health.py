@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import shutil
 from ipaddress import ip_address
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import text
 
-from moored.service.parts import Here, bearer, caller
+from moored.service.parts import Bearer, Here, identified
 from moored.service.problems import ApiProblem
+from moored.service.routing import Route
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 FREE_BYTES = 1 << 30
 """Room on the disk of the home below which the server is not ready."""
@@ -43,13 +43,11 @@ def ready(here: Here) -> dict[str, Any]:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}, "description": ""}})
-def metrics(
-    request: Request, here: Here, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> Response:
+def metrics(request: Request, here: Here, given: Bearer) -> Response:
     """For Prometheus. Needs an operator's key unless the server listens on this machine alone."""
     # A proxy on this machine makes everybody a neighbour.
     if not _loopback(here.settings.host) or any(name in request.headers for name in _PROXIED):
-        caller(request, here, given).must_be("operator")
+        identified(request, here, given).must_be("operator")
     return Response(here.metrics.text(here.database), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -7,15 +7,13 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
-from sqlalchemy import select
 
 from moored.service import jobs
-from moored.service.database import Checkpoint, Event, Job
-from moored.service.pages import page
 from moored.service.parts import Here, Who
 from moored.service.problems import ApiProblem
+from moored.service.routing import Route
 
-router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"], route_class=Route)
 
 JobId = Annotated[str, Path(description="id of a fine-tuning job", max_length=64)]
 After = Annotated[str | None, Query(description="id of the last item of the page before")]
@@ -36,19 +34,18 @@ def list_jobs(request: Request, here: Here, who: Who, after: After = None, limit
     """The jobs of the project, newest first; `metadata[k]=v` chooses among them, `metadata=null` those without."""
     asked = request.query_params
     wanted = {found[1]: value for name, value in asked.items() if (found := _METADATA.fullmatch(name))}
-    query = jobs.with_metadata(jobs.of_project(who.project_id), wanted)
-    if asked.get("metadata") == "null":
-        query = jobs.with_metadata(query, None)
-    by = (Job.created_at, Job.id)
-    with here.database.reading() as session:
-        return page(session, query, by=by, identity=Job.id, shown=jobs.shown, after=after, limit=limit)
+    only = jobs.with_metadata(wanted) + (jobs.with_metadata(None) if asked.get("metadata") == "null" else [])
+    listing = jobs.LISTED.only(*only) if only else jobs.LISTED
+    with here.database.looking() as connection:
+        mine = {"project_id": who.project_id}
+        return listing.page(connection, mine, shown=jobs.shown, after=after, limit=limit)
 
 
 @router.get("/jobs/{job_id}")
 def retrieve(job_id: JobId, here: Here, who: Who) -> dict[str, Any]:
     """One job."""
-    with here.database.reading() as session:
-        return jobs.shown(jobs.find(session, who.project_id, job_id))
+    with here.database.looking() as connection:
+        return jobs.shown(jobs.look(connection, who.project_id, job_id))
 
 
 @router.post("/jobs/{job_id}/cancel")
@@ -72,20 +69,18 @@ def resume(job_id: JobId, here: Here, who: Who) -> dict[str, Any]:
 @router.get("/jobs/{job_id}/events")
 def events(job_id: JobId, here: Here, who: Who, after: After = None, limit: Limit = 20) -> dict[str, Any]:
     """The job's story, newest first."""
-    by = (Event.number, Event.id)
-    with here.database.reading() as session:
-        query = select(Event).where(Event.job_id == jobs.find(session, who.project_id, job_id).id)
-        return page(session, query, by=by, identity=Event.id, shown=jobs.event_shown, after=after, limit=limit)
+    with here.database.looking() as connection:
+        of = {"job_id": jobs.look(connection, who.project_id, job_id).id}
+        return jobs.EVENTS.page(connection, of, shown=jobs.event_shown, after=after, limit=limit)
 
 
 @router.get("/jobs/{job_id}/checkpoints")
 def checkpoints(job_id: JobId, here: Here, who: Who, after: After = None, limit: Limit = 10) -> dict[str, Any]:
     """The numbers at the job's checkpoints, newest first."""
-    by = (Checkpoint.step, Checkpoint.id)
-    with here.database.reading() as session:
-        job = jobs.find(session, who.project_id, job_id)
-        query, show = select(Checkpoint).where(Checkpoint.job_id == job.id), jobs.checkpoint_shown(job)
-        return page(session, query, by=by, identity=Checkpoint.id, shown=show, after=after, limit=limit)
+    with here.database.looking() as connection:
+        job = jobs.look(connection, who.project_id, job_id)
+        show = jobs.checkpoint_shown(job)
+        return jobs.CHECKPOINTS.page(connection, {"job_id": job.id}, shown=show, after=after, limit=limit)
 
 
 @router.post("/alpha/graders/{what}")

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Path
 
 from moored.service.parts import Here, Who
 from moored.service.registry import Listed
+from moored.service.routing import Route
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Route)
 
 Name = Annotated[str, Path(description="name of a model", min_length=1, max_length=256)]
 

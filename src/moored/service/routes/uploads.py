@@ -12,29 +12,17 @@ from starlette.concurrency import run_in_threadpool
 from moored.service import files, uploads
 from moored.service.blobs import Incoming
 from moored.service.database import Part
-from moored.service.form import read_form
+from moored.service.form import BYTES, described, read_form
 from moored.service.identity import Caller
 from moored.service.parts import Here, Parts, Who
 from moored.service.problems import wrong
+from moored.service.routing import Route
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], route_class=Route)
 
 UploadId = Annotated[str, Path(description="id of an upload")]
 
-_PART = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary"}},
-                }
-            }
-        },
-    }
-}
+_PART = described({"data": BYTES}, required=["data"])
 
 
 class ExpiresAfter(BaseModel):

@@ -6,8 +6,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from moored.service.console import paper
+from moored.service.console.visitor import Page
 
-router = APIRouter()
+router = APIRouter(route_class=Page)
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
 

@@ -6,15 +6,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from moored.service import files
 from moored.service.blobs import Incoming
 from moored.service.console import paper
-from moored.service.console.visitor import Given, Here, Page, Visitor, Who, check_token, go, must_be_own
-from moored.service.database import File
+from moored.service.console.visitor import Given, Here, Page, Visitor, Who, check_token, go, must_be_own, reach
+from moored.service.database import File, Project
 from moored.service.form import Form, read_form
-from moored.service.pages import page
 from moored.service.parts import Parts
 from moored.service.policy import Limits
 from moored.service.previews import lines_of, screening_of
@@ -31,16 +31,9 @@ SHOWN = 50
 @router.get("/files")
 def listing(request: Request, here: Here, who: Who, after: str | None = None) -> Response:
     """The files of the project, newest first, and the form for a new one."""
-    with here.database.reading() as session:
-        listed = page(
-            session,
-            files.of_project(who.caller.project_id),
-            by=(File.created_at, File.id),
-            identity=File.id,
-            shown=files.shown,
-            after=after,
-            limit=SHOWN,
-        )
+    with here.database.looking() as connection:
+        mine = files.seen_by(who.caller.project_id)
+        listed = files.LISTED.page(connection, mine, shown=files.shown, after=after, limit=SHOWN)
     return paper.page(
         "files",
         visitor=who,
@@ -69,7 +62,8 @@ def one(
 ) -> Response:
     """One file, and what the screen finds in it."""
     with here.database.reading() as session:
-        file = files.find(session, who.caller.project_id, file_id)
+        file = files.find(session, reach(session, who, File, file_id), file_id)
+        project = session.scalar(select(Project.name).where(Project.id == file.project_id))
     found: dict[str, Any] | None = None
     found_by, why_not = None, ""
     policy = here.policy()
@@ -83,6 +77,8 @@ def one(
         "file",
         visitor=who,
         file=file,
+        mine=file.project_id == who.caller.project_id,
+        project=project if who.admin else "",
         found=found,
         found_by=found_by,
         why_not=why_not,
@@ -98,7 +94,7 @@ def one(
 def content(file_id: FileId, here: Here, who: Who) -> Response:
     """The bytes of a file."""
     with here.database.reading() as session:
-        file = files.find(session, who.caller.project_id, file_id)
+        file = files.find(session, reach(session, who, File, file_id), file_id)
     return files.download(here.blobs, file)
 
 

@@ -7,22 +7,22 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, select
 
 from moored.errors import DataError
 from moored.report.record import Record
 from moored.service import card_page, cards, files, jobs
-from moored.service.approvals import Offices
+from moored.service.approvals import Offices, What
 from moored.service.console import job_view, paper
-from moored.service.console.visitor import Given, Here, Page, Visitor, Who, go
-from moored.service.database import Event, File, Job, Model
+from moored.service.console.visitor import Given, Here, Page, Visitor, Who, go, reach
+from moored.service.database import Event, Job, Model, Project, columns_of
 from moored.service.folder import JobFolder
-from moored.service.identity import Caller
+from moored.service.identity import Caller, every_project
 from moored.service.jobs import Wish
 from moored.service.life import FINAL
-from moored.service.pages import page
+from moored.service.pages import Listing
 from moored.service.parts import Parts
 from moored.service.problems import ApiProblem, wrong
 
@@ -37,27 +37,38 @@ FILES = 200
 EVENTS = 1000
 """Newest events that are shown."""
 
+EVERYBODYS = Listing(
+    (*columns_of(Job), Project.name.label("project")),
+    Project.id == Job.project_id,
+    by=(Job.created_at, Job.id),
+    identity=Job.id,
+)
+"""All jobs of this server, each with the name of its project."""
+OF_ONE = EVERYBODYS.only(Job.project_id == bindparam("project_id"))
+"""The jobs of a `project_id`."""
+
 _NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
-_DONE: dict[Wish, str] = {"cancel": "cancelled", "pause": "paused", "resume": "resumed"}
+_DONE: dict[Wish | What, str] = {
+    "cancel": "cancelled",
+    "pause": "paused",
+    "resume": "resumed",
+    "approve": "approved",
+    "refuse": "refused",
+    "override": "overridden",
+}
 
 
 @router.get("/")
 def listing(
-    request: Request, here: Here, who: Who, after: str | None = None, file: Annotated[str, Query()] = ""
+    request: Request, here: Here, who: Who, after: str | None = None, file: str = "", project: str = ""
 ) -> Response:
-    """The jobs of the project, newest first, and the form for a new one."""
-    with here.database.reading() as session:
-        listed = page(
-            session,
-            jobs.of_project(who.caller.project_id),
-            by=(Job.created_at, Job.id),
-            identity=Job.id,
-            shown=_line,
-            after=after,
-            limit=SHOWN,
-        )
-        mine = files.of_project(who.caller.project_id).where(File.purpose == "fine-tune")
-        uploads = session.scalars(mine.order_by(File.created_at.desc(), File.id.desc()).limit(FILES)).all()
+    """The jobs of the project, an admin's of every project or of one; and the form for a new one."""
+    chosen = project if who.admin else who.caller.project_id
+    listing, asked = (OF_ONE, {"project_id": chosen}) if chosen else (EVERYBODYS, {})
+    uploads = {**files.seen_by(who.caller.project_id), "purpose": "fine-tune"}
+    with here.database.looking() as connection:
+        listed = listing.page(connection, asked, shown=_line, after=after, limit=SHOWN)
+        offered = files.FOR_PURPOSE.page(connection, uploads, shown=files.shown, limit=FILES)
     policy = here.policy()
     return paper.page(
         "jobs",
@@ -65,7 +76,9 @@ def listing(
         jobs=listed["data"],
         listed=listed,
         live=any(not each["over"] for each in listed["data"]),
-        files=uploads,
+        projects=every_project(here.database) if who.admin else [],
+        project=chosen,
+        files=offered["data"],
         chosen=file,
         models=list(policy.models),
         policy=policy,
@@ -89,7 +102,8 @@ def create(here: Here, who: Who, given: Given) -> Response:
 def one(job_id: JobId, request: Request, here: Here, who: Who) -> Response:
     """One job; the script asks for it again while it goes on."""
     with here.database.reading() as session:
-        job = jobs.find(session, who.caller.project_id, job_id)
+        job = jobs.find(session, reach(session, who, Job, job_id), job_id)
+        project = session.scalar(select(Project.name).where(Project.id == job.project_id))
         newest = select(Event).where(Event.job_id == job.id).order_by(Event.number.desc()).limit(EVENTS)
         events = session.scalars(newest).all()
         model = session.scalar(select(Model).where(Model.job_id == job.id))
@@ -99,6 +113,7 @@ def one(job_id: JobId, request: Request, here: Here, who: Who) -> Response:
         "job",
         visitor=who,
         job=job,
+        project=project if who.admin else "",
         status=job_view.status(job),
         verdict=job_view.verdict(job),
         steps=job_view.steps(job),
@@ -110,7 +125,7 @@ def one(job_id: JobId, request: Request, here: Here, who: Who) -> Response:
         events=events,
         screening=screening if screening and "counts" in screening else None,
         hyperparameters=jobs.shown(job)["hyperparameters"],
-        mine=model is not None and model.state == "passed",
+        mine=model is not None and model.state == "passed" and model.project_id == who.caller.project_id,
         ruling=_ruling(who, job, model),
         card=card,
         answers=card["answers"] if card else [],
@@ -139,28 +154,19 @@ def resume(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
 @router.post("/jobs/{job_id}/approve")
 def approve(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
     """Let a model that waits be served."""
-    _own(here, who, job_id)
-    offices = Offices(settings=here.settings, database=here.database)
-    offices.approve(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
-    return go(f"/jobs/{job_id}", "approved")
+    return _rule(here, who, job_id, "approve", given)
 
 
 @router.post("/jobs/{job_id}/refuse")
 def refuse(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
     """Refuse a model that waits."""
-    _own(here, who, job_id)
-    offices = Offices(settings=here.settings, database=here.database)
-    offices.refuse(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
-    return go(f"/jobs/{job_id}", "refused")
+    return _rule(here, who, job_id, "refuse", given)
 
 
 @router.post("/jobs/{job_id}/override")
 def override(job_id: JobId, here: Here, who: Who, given: Given) -> Response:
     """Serve a model that was refused."""
-    _own(here, who, job_id)
-    offices = Offices(settings=here.settings, database=here.database)
-    offices.override(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
-    return go(f"/jobs/{job_id}", "overridden")
+    return _rule(here, who, job_id, "override", given)
 
 
 @router.get("/jobs/{job_id}/card.html")
@@ -179,31 +185,40 @@ def card_json(job_id: JobId, here: Here, who: Who) -> Response:
     return JSONResponse(cards.card_of(here.database, here.settings, job_id, who.caller), headers=named)
 
 
-def _line(job: Job) -> dict[str, Any]:
+def _line(job: Row[Any]) -> dict[str, Any]:
     return {
         "id": job.id,
         "suffix": job.suffix,
         "status": job_view.status(job),
         "verdict": job_view.verdict(job),
         "model": job.model,
+        "project": job.project,
         "created_at": job.created_at,
         "over": job.status in FINAL,
     }
 
 
 def _wish(here: Parts, who: Visitor, job_id: str, wanted: Wish) -> Response:
-    jobs.wish(here.database, who.caller.project_id, job_id, wanted)
+    jobs.wish(here.database, _own(here, who, job_id).project_id, job_id, wanted)
     return go(f"/jobs/{job_id}", _DONE[wanted])
 
 
-def _own(here: Parts, who: Visitor, job_id: str) -> None:
-    """Refuse a job of another project; an admin rules there by the API, where the project is named.
+def _rule(here: Parts, who: Visitor, job_id: str, what: What, given: Mapping[str, str]) -> Response:
+    _own(here, who, job_id)
+    offices = Offices(settings=here.settings, database=here.database)
+    decide = {"approve": offices.approve, "refuse": offices.refuse, "override": offices.override}[what]
+    decide(job_id, who.caller, sha256=given.get("weights_sha256", ""), reason=given.get("reason", ""))
+    return go(f"/jobs/{job_id}", _DONE[what])
+
+
+def _own(here: Parts, who: Visitor, job_id: str) -> Job:
+    """A job that somebody may do something with: one of their project, an admin's of any.
 
     Raises:
         ApiProblem: 404.
     """
     with here.database.reading() as session:
-        jobs.find(session, who.caller.project_id, job_id)
+        return jobs.find(session, reach(session, who, Job, job_id), job_id)
 
 
 def _ruling(who: Visitor, job: Job, model: Model | None) -> Mapping[str, Any] | None:
