@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from moored.progress import Pause, Words
 from moored.service.clock import now
 from moored.service.failures import Diverged, reason
-from moored.service.folder import JobFolder
+from moored.service.folder import PROCESS, JobFolder
+from moored.service.launchers.base import LAUNCHER, STOPPED
+from moored.service.launchers.elsewhere import ONE_DEVICE
 from moored.service.processes import Process
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from moored.study.study import Event, Study
 
 FAILED = 1
-STOPPED = 130
 DISK_FULL = 28
 QUIET = 1.0
 """Least time between two lines that say only how far a stage is [s]."""
@@ -129,11 +130,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = JobFolder(given.folder.resolve())
     store = (given.store or folder.path.parent.parent / "store").resolve()
+    return alone(folder, lambda: _work(folder, store))
+
+
+def alone(folder: JobFolder, work: Callable[[], int]) -> int:
+    """Work in a folder while no other process does.
+
+    Args:
+        folder: of the job.
+        work: gives the exit status.
+    """
     from filelock import FileLock
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit(f"{folder.path} is for one process, and torchrun has started {os.environ['WORLD_SIZE']}: {ONE_DEVICE}")
     with FileLock(folder.lock):  # one that a dead worker left behind may still be at it
-        folder.write_json("process.json", Process.this().plain())
-        return _work(folder, store)
+        if LAUNCHER not in os.environ:
+            folder.write_json(PROCESS, Process.this().plain())
+        return work()
 
 
 def _work(folder: JobFolder, store: Path) -> int:
