@@ -15,7 +15,7 @@ import pytest
 from moored.errors import ConfigError
 from moored.service.folder import JobFolder
 from moored.service.launchers.base import UNSEEN, Away, Launcher
-from moored.service.launchers.named import launcher
+from moored.service.launchers.named import launcher_named
 from service.a_ray_cluster import a_ray_cluster, free_ports
 from service.job_server import Bench, weights_hash
 from service.test_kill import expire
@@ -57,7 +57,7 @@ def make(tmp_path):
     made = []
 
     def one(options):
-        made.append(launcher("ray", options, slots=1, folder=tmp_path / "slots"))
+        made.append(launcher_named("ray", options, slots=1, folder=tmp_path / "slots"))
         return made[-1]
 
     yield one

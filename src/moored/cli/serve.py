@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import moored
+from moored.cli.launching import LauncherName, LauncherOptions
 from moored.errors import ConfigError, NeedsError
 
 if TYPE_CHECKING:
@@ -40,19 +41,6 @@ WORKER = "moored.service.worker"
 
 HOME = Path("moored-home")
 
-LauncherOption = Annotated[
-    str, typer.Option(envvar="MOORED_LAUNCHER", help="Where training runs: local, ray or slurm; see docs/service.md.")
-]
-LauncherOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--launcher-option",
-        metavar="NAME=VALUE",
-        envvar="MOORED_LAUNCHER_OPTIONS",
-        help="What the launcher is to ask for, e.g. gpus=1; repeatable.",
-    ),
-]
-
 HomeOption = Annotated[Path, typer.Option(help="Folder that holds everything of the server.")]
 DatabaseOption = Annotated[
     str,
@@ -67,7 +55,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8400,
     database: DatabaseOption = "",
-    launcher: LauncherOption = "local",
+    launcher: LauncherName = "local",
     launcher_options: LauncherOptions = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that train at a time.")] = 1,
     engine: Annotated[str, typer.Option(help="What answers: local, or the address of a vLLM server.")] = "local",

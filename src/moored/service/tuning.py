@@ -65,10 +65,12 @@ class Teller:
     Args:
         file: the progress.
         stop: asked between two steps.
+        diverges: whether a training may go on with numbers that are not finite.
     """
 
     file: Path
     stop: Stop
+    diverges: bool = False
     _last: float = field(default=-math.inf, init=False)
     _said: object = field(default=None, init=False)
 
@@ -94,7 +96,7 @@ class Teller:
                 seconds=round(event.seconds, 3),
                 **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
             )
-        if not all(math.isfinite(value) for value in numbers.values()):
+        if not self.diverges and not all(math.isfinite(value) for value in numbers.values()):
             raise Diverged(f"the training diverged at step {event.done}: its numbers are not finite any more")
         if self.stop.asked:
             raise Pause
@@ -155,9 +157,22 @@ def _work(folder: JobFolder, store: Path) -> int:
     stop.listen()
     if folder.finished() is not None:
         return 0
+    return ended(folder, lambda: run(folder, store, stop))
+
+
+def ended(folder: JobFolder, work: Callable[[], None]) -> int:
+    """Do the work of a process; if it fails, say in its folder why.
+
+    Args:
+        folder: of the job.
+        work: raises `Pause` if it was asked to stop.
+
+    Returns:
+        The exit status.
+    """
     folder.forget("failure.json")
     try:
-        run(folder, store, stop)
+        work()
     except Pause:
         return STOPPED
     except Exception as error:  # noqa: BLE001 - the end of the process: whatever it was, the job must get a reason

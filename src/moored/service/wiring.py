@@ -21,7 +21,7 @@ from moored.service.blobs import Blobs
 from moored.service.database import Database, File, Job, Model
 from moored.service.folder import JobFolder
 from moored.service.launchers.base import Launcher
-from moored.service.launchers.named import launcher
+from moored.service.launchers.named import launcher_named
 from moored.service.policy import Limits, Policy
 from moored.service.seams import Complaint, Outcome, Screening, Seams
 from moored.service.settings import ServerSettings
@@ -34,7 +34,9 @@ def launcher_of(settings: ServerSettings) -> Launcher:
     Raises:
         ConfigError: an option that it does not have.
     """
-    return launcher(settings.launcher, settings.launcher_options, slots=settings.slots, folder=settings.home / "slots")
+    return launcher_named(
+        settings.launcher, settings.launcher_options, slots=settings.slots, folder=settings.home / "slots"
+    )
 
 
 def seams_of(settings: ServerSettings, database: Database) -> Seams:

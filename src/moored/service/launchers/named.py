@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from moored.errors import ConfigError
+from moored.errors import ConfigError, unknown
 from moored.service.launchers.base import Launcher
 from moored.study.recipe import validated
 
@@ -16,7 +16,7 @@ LauncherName = Literal["local", "ray", "slurm"]
 """The module of this folder that holds `Options` and `launcher`."""
 
 
-def launcher(name: LauncherName, options: Mapping[str, str], *, slots: int, folder: Path) -> Launcher:
+def launcher_named(name: str, options: Mapping[str, str], *, slots: int, folder: Path) -> Launcher:
     """The launcher of a name; nothing is asked of it yet.
 
     Args:
@@ -26,10 +26,12 @@ def launcher(name: LauncherName, options: Mapping[str, str], *, slots: int, fold
         folder: for what a launcher keeps for itself.
 
     Raises:
-        ConfigError: an option that the launcher does not have, or a value that cannot be.
+        ConfigError: no such launcher, an option that it does not have, or a value that cannot be.
     """
+    if name not in get_args(LauncherName):
+        raise unknown("launcher", name, get_args(LauncherName))
     module = import_module(f"moored.service.launchers.{name}")
-    known = validated(module.Options, options, f"--launcher-option of {name!r}")
+    known = validated(module.Options, options, f"--launcher-option, of {name!r}")
     made: Launcher = module.launcher(known, slots=slots, folder=folder)
     return made
 
