@@ -32,7 +32,7 @@ def heard(*_):
     print("asked", flush=True)
     sys.exit(130)
 signal.signal(signal.SIGTERM, heard)
-print("begun", os.environ["MOORED_LAUNCHER"], repr(os.environ["CUDA_VISIBLE_DEVICES"]), os.getcwd(), flush=True)
+print("begun", os.environ["MOORED_FOUND_BY"], repr(os.environ["CUDA_VISIBLE_DEVICES"]), os.getcwd(), flush=True)
 time.sleep(float(sys.argv[1]))
 sys.exit(7)
 """

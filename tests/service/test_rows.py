@@ -142,7 +142,7 @@ def test_a_row_waits_while_another_makes_what_it_needs(store, work):
     held = Held()
     record = rows(store, held).run()
     assert held.seen == ["shipped", "aligned"]  # every other row needs the alignment
-    assert held.started.index("plain@ratio=0.5") < held.started.index("repaired@ratio=0.25")
+    assert held.started.index("plain@ratio=0.4") < held.started.index("repaired@ratio=0.2")
     assert len(record.arms) == 8
 
 

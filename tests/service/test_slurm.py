@@ -54,7 +54,7 @@ printf '%s\n' "$*" >> "$FAKE/scancel.words"
 signal=KILL; group=-
 for word; do case "$word" in --signal=*) signal=${word#--signal=};; --batch) group=;; *) number=$word;; esac; done
 [ "$signal" = KILL ] && echo CANCELLED > "$FAKE/$number.state"
-kill -$signal -- "$group$(cat "$FAKE/$number.pid")"
+kill -$signal "$group$(cat "$FAKE/$number.pid")"
 """
 PROGRAM = """
 import os, signal, sys, time
@@ -62,7 +62,7 @@ def heard(*_):
     print("asked", flush=True)
     sys.exit(130)
 signal.signal(signal.SIGTERM, heard)
-print("begun", os.environ["MOORED_LAUNCHER"], repr(os.environ.get("CUDA_VISIBLE_DEVICES")), flush=True)
+print("begun", os.environ["MOORED_FOUND_BY"], repr(os.environ.get("CUDA_VISIBLE_DEVICES")), flush=True)
 time.sleep(float(sys.argv[1]))
 sys.exit(int(sys.argv[2]))
 """
@@ -130,8 +130,9 @@ def test_what_slurm_is_asked_for(fake, folder):
     }
     assert handle["name"].startswith("moored-job-one-100-")
     script = (folder / "slurm.sh").read_text()
-    assert "'HF_HOME=/models of all' MOORED_LAUNCHER=slurm" in script
-    assert "CUDA_VISIBLE_DEVICES" not in script  # Slurm says which
+    assert "env 'HF_HOME=/models of all' " in script
+    assert " MOORED_FOUND_BY=slurm " in script
+    assert "CUDA_VISIBLE_DEVICES=" not in script  # Slurm says which
 
 
 def test_a_command_runs_once_is_found_again_and_stops_when_asked(fake, folder):

@@ -12,7 +12,7 @@ Handle = Mapping[str, Any]
 """What a launcher knows a process by, as plain JSON: it is good after a restart of whoever started it."""
 
 
-LAUNCHER = "MOORED_LAUNCHER"
+LAUNCHER = "MOORED_FOUND_BY"
 """Environment variable of a process that is not found by its number on this machine: the launcher that finds it."""
 
 STOPPED = 130

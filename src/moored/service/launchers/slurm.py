@@ -168,7 +168,8 @@ class SlurmLauncher:
         status = shlex.quote(str((folder / _STATUS).resolve()))
         return f"""\
 #!/bin/sh
-trap 'echo "$SLURM_JOB_ID $?" > {status}.part && mv {status}.part {status}' EXIT
+file={status}
+trap 'echo "$SLURM_JOB_ID $?" > "$file.part" && mv "$file.part" "$file"' EXIT
 {before}{words} &
 child=$!
 trap 'kill -TERM "$child"' TERM
