@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +33,8 @@ from moored.study.study import Event, Study, Watcher, silent
 
 MOST_DEATHS = 3
 """Times that the process of a row may end without a word."""
+
+log = logging.getLogger("moored.service")
 
 _TOLD = ("started", "working", "finished")
 
@@ -71,6 +75,7 @@ class Rows:
     grace: float = 120.0
     _running: dict[str, _Running] = field(default_factory=dict, init=False)
     _deaths: dict[str, int] = field(default_factory=dict, init=False)
+    _away: set[str] = field(default_factory=set, init=False)
 
     def run(self, *, command: str = "") -> Record:
         """Do all rows, and build the record.
@@ -87,7 +92,8 @@ class Rows:
             self._all(planned)
         except BaseException:  # stopped by hand, or a row failed: nothing is to go on unseen
             for row in self._running.values():
-                self.launcher.stop(row.handle, grace=self.grace)
+                with suppress(Away):
+                    self.launcher.stop(row.handle, grace=self.grace)
             raise
         made = {stage.key for stage in planned.stages} - before
         record = self.study.run(self.store, self._reused(before), command=command, made=made)
@@ -122,7 +128,12 @@ class Rows:
         command = [sys.executable, "-m", "moored.service.row", str(folder.path.resolve()), "--store", store]
         try:
             handle = self.launcher.start(command, folder.path, dict(os.environ))
-        except (NoSlot, Away):
+        except NoSlot:
+            return False
+        except Away as error:
+            if str(error) not in self._away:
+                self._away.add(str(error))
+                log.warning("row %s waits: %s", chain.name, error)
             return False
         self._running[chain.name] = _Running(chain, handle, at)
         return True
