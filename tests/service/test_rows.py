@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -196,18 +197,18 @@ def test_processes_that_are_killed_and_a_command_that_is_killed(tmp_path):
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
     recipe.write_text(json.dumps(SMALL))
     command = [sys.executable, "-m", "moored", "run", str(recipe), "--out", str(out), "--launcher", "local"]
-    first = subprocess.Popen([*command, "--slots", "2"], stderr=subprocess.PIPE)
-    folders = out / "store" / "rows"
-    until(lambda: list(folders.glob("*/process.json")), 120)
+    folders, log = out / "store" / "rows", (tmp_path / "log").open("wb")
+    first = subprocess.Popen(command, stderr=log)
+    until(lambda: list(folders.glob("*/process.json")), 300)
     first.kill()  # its rows go on
-    first.communicate()
-    second = subprocess.Popen([*command, "--slots", "2"], stderr=subprocess.PIPE)
-    until(lambda: list(folders.glob("*/progress.jsonl")), 120)
-    for file in folders.glob("*/process.json"):
-        os.kill(json.loads(file.read_text())["pid"], signal.SIGKILL)
-        break
-    assert second.wait(300) == 0, second.stderr.read()
-    second.stderr.close()
+    first.wait()
+    second = subprocess.Popen(command, stderr=log)
+    until(lambda: list(folders.glob("*/progress.jsonl")), 300)
+    for file in list(folders.glob("*/process.json"))[:1]:
+        with suppress(ProcessLookupError):
+            os.kill(json.loads(file.read_text())["pid"], signal.SIGKILL)
+    assert second.wait(600) == 0, (tmp_path / "log").read_text()
+    log.close()
     found = Record.load(out / "small.json")
     made = json.loads(timeless(found))
     wanted = json.loads(timeless(in_one_process(tmp_path, SMALL)))
