@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-STARTS_WITHIN = 480
+STARTS_WITHIN = 300
 
 
 def free_ports(count: int) -> list[int]:
@@ -41,8 +41,7 @@ def a_ray_cluster(folder: Path, cpus: int = 2) -> Iterator[tuple[str, str]]:
     command += [f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
     command += [f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=80000000", f"--temp-dir={folder}"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    for patience in ("RAY_raylet_start_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S"):
-        environment[patience] = str(STARTS_WITHIN)  # a minute is little on a machine that is busy
+    environment["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "240"  # a minute is little on a machine that is busy
     with (folder / "cluster.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd="/")
     address = f"http://127.0.0.1:{dashboard}"
