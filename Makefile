@@ -46,7 +46,7 @@ $(VENV)/.serve: $(VENV)/.demo
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl,demo,endpoint,serve,postgres,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl,demo,endpoint,serve,postgres,ray,dev]'
 	touch $@
 
 clean:

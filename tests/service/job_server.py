@@ -63,6 +63,9 @@ class ThreadLauncher:
     running: dict[str, Any] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
 
+    def check(self) -> None:
+        pass
+
     def start(self, command: Sequence[str], folder: Path, environment: Any) -> dict[str, Any]:
         if found := self.find(folder):
             return found

@@ -11,6 +11,7 @@ import pytest
 
 from moored.service.claims import claim, place, state_of
 from moored.service.database import Checkpoint, Job
+from moored.service.launchers.base import STOPPED, Away, Ended, NoSlot
 from moored.service.life import after
 from moored.study.recipe import Recipe
 from moored.study.store import Store
@@ -278,3 +279,62 @@ def test_a_cancel_that_comes_while_the_gate_decides_serves_nothing(bench):
     bench.worker().run(once=True)
     assert bench.read(job_id).status == "cancelled"
     assert bench.models() in ({}, {job_id: "deleted"})
+
+
+def polling(bench, answers):
+    """The first questions after what runs are answered by these: an error to raise, or how it ended."""
+    ask, left = bench.launcher.poll, list(answers)
+
+    def poll(handle):
+        if not left:
+            return ask(handle)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        bench.launcher.running[handle["folder"]].thread.join()
+        return answer
+
+    bench.launcher.poll = poll
+
+
+def test_a_cluster_that_does_not_answer_loses_no_job(bench):
+    job_id = bench.job()
+    polling(bench, [Away("no answer")] * 25)  # more than a phase may be taken up in vain
+    bench.worker().run(once=True)
+    assert bench.read(job_id).status == "succeeded", bench.said(job_id)
+    assert bench.launcher.started == [job_id]
+
+
+def test_a_cluster_without_room_is_waited_for(bench):
+    job_id = bench.job()
+    polling(bench, [NoSlot("no room")] * 25)
+    bench.worker().run(once=True)
+    assert bench.read(job_id).status == "succeeded", bench.said(job_id)
+
+
+def test_a_machine_that_cannot_begin_is_the_reason(bench, monkeypatch):
+    monkeypatch.setattr(type(bench.launcher), "_work", lambda self, folder, stop: None)
+    job_id = bench.job()
+    polling(bench, [Ended(code=66, why="node-3 does not see /srv/home/jobs/x")])
+    bench.worker().run(once=True)
+    error = bench.read(job_id).error
+    assert error["code"] == "server_misconfigured"
+    assert "could not begin" in error["message"]
+    assert "/srv" not in str(error)
+    assert bench.folder(job_id).read_json("failure.json")["detail"] == "node-3 does not see /srv/home/jobs/x"
+
+
+def test_a_limit_of_time_is_no_death(bench, monkeypatch):
+    work, cut = type(bench.launcher)._work, []
+
+    def limited(self, folder, stop):
+        cut.append(folder)
+        if len(cut) > 5:
+            work(self, folder, stop)
+
+    monkeypatch.setattr(type(bench.launcher), "_work", limited)
+    job_id = bench.job()
+    polling(bench, [Ended(code=STOPPED)] * 5)
+    bench.worker().run(once=True)
+    assert bench.read(job_id).status == "succeeded", bench.said(job_id)
+    assert len(cut) == 6

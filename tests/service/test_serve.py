@@ -237,9 +237,17 @@ def test_a_worker_ends_with_a_server_that_is_killed(sleeper):
 
 
 def test_a_launcher_that_is_not_there_is_said_before_anything_starts(tmp_path, capsys):
-    assert main(["serve", "--home", str(tmp_path / "home"), "--launcher", "ray"]) == 2
-    assert "`launcher` must be 'local' in this version; got 'ray'" in capsys.readouterr().err
+    options = ["--launcher-option", "address=http://127.0.0.1:9"]
+    assert main(["serve", "--home", str(tmp_path / "home"), "--launcher", "ray", *options]) == 2
+    assert "no Ray cluster answers at http://127.0.0.1:9" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "home").exists()
+
+
+def test_the_worker_is_told_what_the_launcher_is_asked_for(tmp_path):
+    settings = serve.settings_of(home=tmp_path, launcher="ray", launcher_options={"gpus": "1", "python": "/a b/python"})
+    words = serve._worker(settings)._command
+    assert words[words.index("--launcher") + 1] == "ray"
+    assert {"--launcher-option=gpus=1", "--launcher-option=python=/a b/python"} <= set(words)
 
 
 def test_a_database_with_a_password_is_not_among_the_arguments(tmp_path):

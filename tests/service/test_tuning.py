@@ -21,7 +21,7 @@ from moored.service.job_recipe import recipe_of, text_of
 from moored.service.policy import Limits, Policy
 from moored.service.problems import ApiProblem
 from moored.service.tightening import tightened
-from moored.service.tuning import Stop, Teller
+from moored.service.tuning import Stop, Teller, main
 from moored.study.recipe import Recipe, TrainingSpec
 from moored.study.text import read_mapping
 from service.job_server import TREE, Bench
@@ -170,3 +170,12 @@ def test_the_process_stops_with_a_checkpoint_and_goes_on(bench):
     ]
     assert steps == sorted(steps)  # no step was trained again
     assert json.loads(folder.record.read_text())["arms"][-1]["name"] == "tuned"
+
+
+def test_more_than_one_process_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        SystemExit, match="is for one process, and torchrun has started 2: one job trains on one device"
+    ):
+        main([str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []

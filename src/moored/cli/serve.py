@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import moored
+from moored.cli.launching import LauncherName, LauncherOptions
 from moored.errors import ConfigError, NeedsError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8400,
     database: DatabaseOption = "",
-    launcher: Annotated[str, typer.Option(help="Where training runs: local, ray or slurm.")] = "local",
+    launcher: LauncherName = "local",
+    launcher_options: LauncherOptions = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that train at a time.")] = 1,
     engine: Annotated[str, typer.Option(help="What answers: local, or the address of a vLLM server.")] = "local",
     explain_policy: Annotated[
@@ -67,8 +69,17 @@ def serve(
     first start prints an admin key; `moored keys` makes more.
     """
     require_serve()
+    from moored.service.launchers.named import options_of
+
     settings = settings_of(
-        home=home, database=database, host=host, port=port, launcher=launcher, slots=slots, engine=engine
+        home=home,
+        database=database,
+        host=host,
+        port=port,
+        launcher=launcher,
+        launcher_options=options_of(launcher_options or []),
+        slots=slots,
+        engine=engine,
     )
     if explain_policy:
         return _explain(settings)
@@ -123,7 +134,7 @@ def _serve(settings: ServerSettings) -> int:
     from moored.service.listening import config_of
     from moored.service.wiring import launcher_of
 
-    launcher_of(settings)  # one that is not there is said before anything starts
+    launcher_of(settings).check()  # one that is not there is said before anything starts
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.umask(0o077)  # what users send is nobody else's on this machine
@@ -166,6 +177,7 @@ def _worker(settings: ServerSettings) -> Child:
     from moored.service.child import Child
 
     arguments = ["--home", str(settings.home), "--launcher", settings.launcher, "--slots", str(settings.slots)]
+    arguments += [f"--launcher-option={name}={value}" for name, value in settings.launcher_options.items()]
     # A database's URL may hold a password, and everybody on the machine sees the arguments of a process.
     secret = {"MOORED_DATABASE": settings.database} if settings.database else {}
     return Child(WORKER, [*arguments, "--lease", str(settings.lease)], secret)

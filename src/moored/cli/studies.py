@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moored.report.record import Example, Record
+    from moored.service.launchers.base import Launcher
     from moored.study.recipe import Recipe
     from moored.study.store import Store
     from moored.study.study import Watcher
@@ -25,13 +26,16 @@ ANSWER_WIDTH = 160
 """Characters of an answer that are shown."""
 
 
-def run_study(recipe: Recipe, *, out: Path, store: Path | None) -> int:
+def run_study(
+    recipe: Recipe, *, out: Path, store: Path | None, where: Callable[[Store], Launcher] | None = None
+) -> int:
     """Run a recipe, print the table, and write `<name>.json` and `<name>.html` to `out`.
 
     Args:
         recipe: what to do.
         out: folder of the results.
         store: folder of finished stages; None: `out/store`.
+        where: the launcher that runs the rows of the table; None: all of it is done here.
 
     Returns:
         0, or 130 if it was stopped by Ctrl-C.
@@ -39,7 +43,14 @@ def run_study(recipe: Recipe, *, out: Path, store: Path | None) -> int:
     from moored.study.study import Study
 
     def work(opened: Store, watch: Watcher) -> Record:
-        return Study(recipe).run(opened, watch, command=command_line())
+        study = Study(recipe)
+        if where is None:
+            return study.run(opened, watch, command=command_line())
+        from moored.service.rows import Rows
+
+        launcher = where(opened)
+        launcher.check()
+        return Rows(study=study, store=opened, launcher=launcher, watch=watch).run(command=command_line())
 
     return _run(work, lambda record: record, out=out, store=store)
 

@@ -9,7 +9,7 @@
     ├── screening.json    what the screen found
     ├── recipe.yaml       the study; written whole, and again when a repair is to be added
     ├── progress.jsonl    one event per line, appended by the process that trains
-    ├── process.json      which process that is
+    ├── process.json      which process that is, or by what name its launcher finds it
     ├── made.json         where its models are in the store
     ├── record.json       the study's record; if it is of the recipe, the study is finished
     ├── failure.json      why it is not, if it never will be
@@ -32,6 +32,7 @@ from moored.study.recipe import Recipe
 RECIPE = "recipe.yaml"
 ROWS = "rows.jsonl"
 HELD_OUT = "held_out.jsonl"
+PROCESS = "process.json"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from moored.service.failures import Failed
 from moored.service.folder import JobFolder
 from moored.service.intake import Intake
 from moored.service.job_recipe import REPAIRED, TITLES, TUNED, recipe_of, start_arm, text_of
-from moored.service.launchers.base import Ended, Handle, Launcher, NoSlot
+from moored.service.launchers.base import STOPPED, Away, Ended, Handle, Launcher, NoSlot
 from moored.service.life import NotNow, Phase, State, Status
 from moored.service.pace import Pace
 from moored.service.policy import Policy
@@ -106,26 +106,33 @@ class Pipeline:
             Lost: another worker has it.
             Failed: it cannot go on.
         """
-        while True:
-            job = claim.job()
-            if job.wanted:
-                if not self._stop(claim, job):
-                    return True
-                continue
-            if self.stopping.is_set():
-                claim.leave()
-                return True
-            if job.attempts > self.most_attempts:
-                raise Failed("server_error", "The server tried this job many times and never came to its end.")
-            try:
-                state = self._phase(job.phase)(claim, job)
-            except Interrupted:
-                continue
-            except NoSlot:
-                claim.release()
-                return False
-            if not state.held:
-                return True
+        try:
+            while self._step(claim):
+                pass
+        except NoSlot as error:
+            log.info("job %s waits: %s", claim.job_id, error)
+            claim.release()
+            return False
+        except Away as error:
+            log.warning("job %s is left as it is: %s", claim.job_id, error)
+            claim.leave()
+            return False
+        return True
+
+    def _step(self, claim: Claim) -> bool:
+        """Do the next thing to a job; False if that was the last for this worker."""
+        job = claim.job()
+        if job.wanted:
+            return self._stop(claim, job)
+        if self.stopping.is_set():
+            claim.leave()
+            return False
+        if job.attempts > self.most_attempts:
+            raise Failed("server_error", "The server tried this job many times and never came to its end.")
+        try:
+            return self._phase(job.phase)(claim, job).held
+        except Interrupted:
+            return True
 
     def _phase(self, phase: str) -> Callable[[Claim, Job], State]:
         phases: dict[str, Callable[[Claim, Job], State]] = {
@@ -207,6 +214,10 @@ class Pipeline:
                 continue
             if (failure := folder.read_json("failure.json")) is not None:
                 raise Failed(failure["code"], failure["message"], failure["param"])
+            if ended.why:
+                raise _never_began(folder, ended.why)
+            if ended.code == STOPPED:  # not by this worker: a time that was up, or somebody else's need of the machine
+                continue
             if ended.code == DISK_FULL:
                 raise Failed("disk_full", "The server ran out of disk space. Its operator has to free some.")
             deaths += 1
@@ -356,6 +367,15 @@ class Pipeline:
 
     def _folder(self, job: Job) -> JobFolder:
         return JobFolder(self.settings.job(job.id))
+
+
+def _never_began(folder: JobFolder, why: str) -> Failed:
+    """The reason for the user; what it says of the server's machines is left to its operator."""
+    said = "The machine that was to train could not begin. The server's operator can see why in the job's folder."
+    failed = Failed("server_misconfigured", said)
+    folder.write_json("failure.json", {"code": failed.code, "message": said, "param": None, "detail": why})
+    log.error("%s: %s", folder.path.name, why)
+    return failed
 
 
 def _noting(found: Mapping[str, Any]) -> Callable[[Session, Job], None]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from moored.service.launchers.named import LauncherName
 
 
 class ServerSettings(BaseModel):
@@ -20,6 +21,7 @@ class ServerSettings(BaseModel):
         host: address to listen on.
         port: port to listen on.
         launcher: where training runs.
+        launcher_options: what that place is asked for, by name; see `Options` of its module in `launchers`.
         slots: jobs that train at a time.
         engine: "local" answers from weights in this process; an http(s) address asks a vLLM server there.
         lease: how long a worker that is not heard of keeps its job [s].
@@ -31,7 +33,8 @@ class ServerSettings(BaseModel):
     database: str = ""
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
-    launcher: Literal["local", "ray", "slurm"] = "local"
+    launcher: LauncherName = "local"
+    launcher_options: dict[str, str] = {}
     slots: int = Field(default=1, ge=1)
     engine: str = Field(default="local", pattern=r"^(local|https?://.+)$")
     lease: int = Field(default=60, ge=5)

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,9 @@ from moored.data.schema import Row
 from moored.progress import Pause, Words
 from moored.service.clock import now
 from moored.service.failures import Diverged, reason
-from moored.service.folder import JobFolder
+from moored.service.folder import PROCESS, JobFolder
+from moored.service.launchers.base import LAUNCHER, STOPPED
+from moored.service.launchers.elsewhere import ONE_DEVICE
 from moored.service.processes import Process
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from moored.study.study import Event, Study
 
 FAILED = 1
-STOPPED = 130
 DISK_FULL = 28
 QUIET = 1.0
 """Least time between two lines that say only how far a stage is [s]."""
@@ -65,10 +66,12 @@ class Teller:
     Args:
         file: the progress.
         stop: asked between two steps.
+        diverges: whether a training may go on with numbers that are not finite.
     """
 
     file: Path
     stop: Stop
+    diverges: bool = False
     _last: float = field(default=-math.inf, init=False)
     _said: object = field(default=None, init=False)
 
@@ -94,7 +97,7 @@ class Teller:
                 seconds=round(event.seconds, 3),
                 **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
             )
-        if not all(math.isfinite(value) for value in numbers.values()):
+        if not self.diverges and not all(math.isfinite(value) for value in numbers.values()):
             raise Diverged(f"the training diverged at step {event.done}: its numbers are not finite any more")
         if self.stop.asked:
             raise Pause
@@ -130,11 +133,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = JobFolder(given.folder.resolve())
     store = (given.store or folder.path.parent.parent / "store").resolve()
+    return alone(folder, lambda: _work(folder, store))
+
+
+def alone(folder: JobFolder, work: Callable[[], int]) -> int:
+    """Work in a folder while no other process does.
+
+    Args:
+        folder: of the job.
+        work: gives the exit status.
+    """
     from filelock import FileLock
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit(f"{folder.path} is for one process, and torchrun has started {os.environ['WORLD_SIZE']}: {ONE_DEVICE}")
     with FileLock(folder.lock):  # one that a dead worker left behind may still be at it
-        folder.write_json("process.json", Process.this().plain())
-        return _work(folder, store)
+        if LAUNCHER not in os.environ:
+            folder.write_json(PROCESS, Process.this().plain())
+        return work()
 
 
 def _work(folder: JobFolder, store: Path) -> int:
@@ -142,9 +158,22 @@ def _work(folder: JobFolder, store: Path) -> int:
     stop.listen()
     if folder.finished() is not None:
         return 0
+    return ended(folder, lambda: run(folder, store, stop))
+
+
+def ended(folder: JobFolder, work: Callable[[], None]) -> int:
+    """Do the work of a process; if it fails, say in its folder why.
+
+    Args:
+        folder: of the job.
+        work: raises `Pause` if it was asked to stop.
+
+    Returns:
+        The exit status.
+    """
     folder.forget("failure.json")
     try:
-        run(folder, store, stop)
+        work()
     except Pause:
         return STOPPED
     except Exception as error:  # noqa: BLE001 - the end of the process: whatever it was, the job must get a reason

@@ -16,13 +16,12 @@ from sqlalchemy.orm import Session
 
 from moored.data.load import load_rows
 from moored.data.schema import Example, Row
-from moored.errors import ConfigError
 from moored.service import files
 from moored.service.blobs import Blobs
 from moored.service.database import Database, File, Job, Model
 from moored.service.folder import JobFolder
 from moored.service.launchers.base import Launcher
-from moored.service.launchers.local import LocalLauncher
+from moored.service.launchers.named import launcher_named
 from moored.service.policy import Limits, Policy
 from moored.service.seams import Complaint, Outcome, Screening, Seams
 from moored.service.settings import ServerSettings
@@ -30,14 +29,14 @@ from moored.study.methods import build
 
 
 def launcher_of(settings: ServerSettings) -> Launcher:
-    """Where training runs.
+    """Where training runs; nothing is asked of it yet.
 
     Raises:
-        ConfigError: a launcher that is not there yet.
+        ConfigError: an option that it does not have.
     """
-    if settings.launcher != "local":
-        raise ConfigError(f"`launcher` must be 'local' in this version; got {settings.launcher!r}")
-    return LocalLauncher(slots=settings.slots, folder=settings.home / "slots")
+    return launcher_named(
+        settings.launcher, settings.launcher_options, slots=settings.slots, folder=settings.home / "slots"
+    )
 
 
 def seams_of(settings: ServerSettings, database: Database) -> Seams:

@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from sqlalchemy.exc import OperationalError
 
 from moored.service.claims import Claim, Interrupted, Lost, claim
 from moored.service.database import Database
 from moored.service.failures import reason
+from moored.service.launchers.named import LauncherName, options_of
 from moored.service.life import Status
 from moored.service.pipeline import Pipeline
 from moored.service.policy_file import PolicyFile
@@ -115,14 +117,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True, help="of the server")
     secret = os.environ.get("MOORED_DATABASE", "")  # not an argument: everybody on the machine sees those
     parser.add_argument("--database", default=secret, help="URL, if it is not in the home [default: $MOORED_DATABASE]")
-    parser.add_argument("--launcher", default="local", choices=("local", "ray", "slurm"))
+    parser.add_argument("--launcher", default="local", choices=get_args(LauncherName))
+    parser.add_argument("--launcher-option", action="append", default=[], help="what it is asked for, as name=value")
     parser.add_argument("--slots", type=int, default=1, help="jobs that train at a time")
     parser.add_argument("--lease", type=int, default=60, help="a worker not heard of for so long has lost its job [s]")
     parser.add_argument("--once", action="store_true", help="end when nothing is due")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = ServerSettings(
-        home=given.home, database=given.database, launcher=given.launcher, slots=given.slots, lease=given.lease
+        home=given.home,
+        database=given.database,
+        launcher=given.launcher,
+        launcher_options=options_of(given.launcher_option),
+        slots=given.slots,
+        lease=given.lease,
     )
     from moored.service.wiring import launcher_of, seams_of
 

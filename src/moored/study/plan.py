@@ -71,6 +71,17 @@ class Chain:
         """What the recipe calls it: the arm's name at any point of the grid, `shipped` or `aligned`."""
         return self.arm.arm if self.arm else self.name
 
+    def needed(self) -> dict[str, Stage]:
+        """Every stage that this row needs, by its key: its own, and all that those read."""
+        found: dict[str, Stage] = {}
+        waiting: list[Stage] = [*self.stages, *self.evaluations]
+        while waiting:
+            stage = waiting.pop()
+            if stage.key not in found:
+                found[stage.key] = stage
+                waiting += stage.parents
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

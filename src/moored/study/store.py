@@ -7,7 +7,8 @@
     ├── store.sqlite                    one row per stage: what, from what, how long
     ├── artifacts/<kind>-<key[:16]>/    finished, never written again
     ├── work/<kind>-<key[:16]>/         unfinished; training resumes from the checkpoints in it
-    └── locks/<key[:16]>.lock           held by the process at work; the system frees it when the process dies
+    ├── locks/<key[:16]>.lock           held by the process at work; the system frees it when the process dies
+    └── rows/<hash>/                    of rows that launchers run, while they do (`moored.service.rows`)
 
 A stage is done if its row says so and its folder is there. The folder is renamed into place whole.
 """
@@ -70,7 +71,7 @@ class Done:
 
 
 class Store:
-    """A folder of finished stages; several processes may share it.
+    """A folder of finished stages; several processes may share it, on several machines if its file system can lock.
 
     Args:
         root: the folder; made if it does not exist.
@@ -85,7 +86,8 @@ class Store:
             for folder in (self._artifacts, self._work, self._locks):
                 folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.root / "store.sqlite", timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            # Not WAL, which keeps its index in memory: machines that share a file system do not share that.
+            self._db.execute("PRAGMA journal_mode = DELETE")
             migrate(self._db)
 
     @property

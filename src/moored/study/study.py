@@ -6,13 +6,13 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from moored.digest import Sha256
-from moored.errors import StudyError
+from moored.errors import StudyError, unknown
 from moored.report.record import Record
 from moored.study.plan import Plan, plan
 from moored.study.recipe import Recipe
@@ -74,13 +74,14 @@ class Study:
         """What would be done, with everything checked that can be without training; see `study.plan`."""
         return plan(self.recipe, sha256)
 
-    def run(self, store: Store, watch: Watcher = silent, *, command: str = "") -> Record:
+    def run(self, store: Store, watch: Watcher = silent, *, command: str = "", made: Collection[str] = ()) -> Record:
         """Do all stages that the store does not have, and build the record.
 
         Args:
             store: where finished stages are.
             watch: told what happens.
             command: the command line, for the record.
+            made: keys of stages that other processes did for this very run, so that they are not reused ones.
 
         Raises:
             ConfigError, DataError, NeedsError: the recipe is wrong; nothing was done.
@@ -88,22 +89,47 @@ class Study:
             MooredError: a stage failed; what was finished before it is kept.
         """
         planned = self.plan(store.sha256)
-        stages = planned.stages
-        _check_room(store, stages)
-        reused: list[str] = []
-        session = Session()
-        rows = planned.rows()
-        for index, stage in enumerate(stages, start=1):
-            turn = _Turn(store, session, watch, stage, index, len(stages), rows[stage.key])
-            if turn.take().reused:
-                reused.append(stage.key)
+        _check_room(store, planned.stages)
+        reused = _taken(planned, store, watch, {stage.key for stage in planned.stages})
         return build(
             self.recipe,
             planned,
             lambda stage: _finished(store, stage),
-            reused=reused,
+            reused=[key for key in reused if key not in made],
             command=command,
         )
+
+    def work(self, store: Store, watch: Watcher = silent, *, row: str) -> None:
+        """Do what one row of the table needs and the store does not have.
+
+        Args:
+            store: see `run`.
+            watch: see `run`.
+            row: name of a chain of the plan.
+
+        Raises:
+            ConfigError: no such row; or see `run`.
+            MooredError: see `run`.
+        """
+        planned = self.plan(store.sha256)
+        found = next((chain for chain in planned.chains if chain.name == row), None)
+        if found is None:
+            raise unknown("row", row, [chain.name for chain in planned.chains])
+        needed = found.needed()
+        _check_room(store, list(needed.values()))
+        _taken(planned, store, watch, needed.keys())
+
+
+def _taken(planned: Plan, store: Store, watch: Watcher, keys: Collection[str]) -> list[str]:
+    """Take every stage with one of these keys; those that were there already."""
+    stages, rows, session = planned.stages, planned.rows(), Session()
+    reused: list[str] = []
+    for index, stage in enumerate(stages, start=1):
+        if stage.key in keys:
+            turn = _Turn(store, session, watch, stage, index, len(stages), rows[stage.key])
+            if turn.take().reused:
+                reused.append(stage.key)
+    return reused
 
 
 @dataclass(frozen=True)

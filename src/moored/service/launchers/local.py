@@ -13,12 +13,26 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock
+from pydantic import Field
 
-from moored.service.folder import JobFolder
+from moored.errors import ConfigError
+from moored.service.folder import PROCESS, JobFolder
 from moored.service.launchers.base import Ended, Handle, NoSlot
 from moored.service.processes import Process
+from moored.study.recipe import Part
 
 _LOOK = 0.05
+
+
+class Options(Part):
+    """What of this machine is for jobs."""
+
+    devices: str = Field(
+        default="",
+        pattern=r"^([\w-]+(,[\w-]+)*)?$",
+        description="accelerators as CUDA_VISIBLE_DEVICES names them, for example 0,1: one for each slot; `` shows all",
+    )
+    nice: int = Field(default=10, ge=0, le=19, description="added to the niceness: answers come before training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +52,14 @@ class LocalLauncher:
     nice: int = 10
     _own: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict, init=False, repr=False)
 
+    def check(self) -> None:
+        """See `Launcher.check`."""
+        if self.devices and self.slots > len(self.devices):
+            raise ConfigError(
+                f"{self.slots} slots are more than the option `devices` names ({','.join(self.devices)}): a device is "
+                "for one job at a time; give fewer --slots or more devices"
+            )
+
     def start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Handle:
         """See `Launcher.start`."""
         if (running := self.find(folder)) is not None:
@@ -47,14 +69,14 @@ class LocalLauncher:
             slot = self._free()
             device = {"CUDA_VISIBLE_DEVICES": self.devices[slot % len(self.devices)]} if self.devices else {}
             started = self._start(command, folder, {**environment, **device})
-            JobFolder(folder).write_json("process.json", started.plain())
+            JobFolder(folder).write_json(PROCESS, started.plain())
             JobFolder(self.folder).write_json(f"{slot}.json", started.plain())
         return started.plain()
 
     def find(self, folder: Path) -> Handle | None:
         """See `Launcher.find`."""
-        said = JobFolder(folder).read_json("process.json")
-        return said if said is not None and self.poll(said) is None else None
+        said = JobFolder(folder).read_json(PROCESS)
+        return said if said is not None and "pid" in said and self.poll(said) is None else None
 
     def poll(self, handle: Handle) -> Ended | None:
         """See `Launcher.poll`."""
@@ -100,3 +122,9 @@ class LocalLauncher:
         assert started is not None  # it is at least a zombie until it is asked after
         psutil.Process(own.pid).nice(self.nice)
         return started
+
+
+def launcher(options: Options, *, slots: int, folder: Path) -> LocalLauncher:
+    """A launcher whose slots all processes of this machine share that know the folder."""
+    devices = tuple(filter(None, options.devices.split(",")))
+    return LocalLauncher(slots=slots, folder=folder, devices=devices, nice=options.nice)
