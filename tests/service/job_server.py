@@ -43,7 +43,7 @@ TREE: dict[str, Any] = {
         "defenses": [{"lisa": {"rho": 1.0}}],
         "roles": {"alignment": {"data": "synthetic:alignment", "limit": 8}},
     },
-    "limits": {"row_tokens": 64},
+    "limits": {"row_tokens": 96},
     "audit": {"tasks": {"harmful_requests": {"n": 2}, "over_refusal": {"n": 2}, "utility": {"n": 2}}},
     "repair": {"repairs": [{"safe_lora": {"fraction": 0.5}}]},
     "gate": {"by": "estimate", "harmful_score": 100.0},

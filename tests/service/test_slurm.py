@@ -158,11 +158,9 @@ def test_a_command_runs_once_is_found_again_and_stops_when_asked(fake, folder):
 def test_one_that_does_not_stop_is_cancelled(fake, folder):
     folder = folder.rename(folder.with_name("job"))
     slurm = make()
-    deaf = [sys.executable, "-c", "import signal, time; signal.signal(15, lambda *_: print('no')); time.sleep(99)"]
-    handle = slurm.start(
-        [*deaf[:2], deaf[2].replace("time.sleep(99)", "[time.sleep(1) for _ in range(99)]")], folder, os.environ
-    )
-    until(lambda: JobFolder(folder).read_json("process.json")["slurm"] == "101")
+    deaf = "import signal, time; signal.signal(15, lambda *_: print('no')); print('deaf', flush=True)\n"
+    handle = slurm.start([sys.executable, "-c", f"{deaf}while True: time.sleep(1)"], folder, os.environ)
+    until(lambda: JobFolder(folder).log.is_file() and "deaf" in JobFolder(folder).log.read_text())
     slurm.stop(handle, grace=2.0)
     assert (fake / "scancel.words").read_text().splitlines()[-1] == "101"
     assert slurm.poll(handle).code is None

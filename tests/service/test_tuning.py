@@ -94,7 +94,7 @@ def test_epochs_and_rate_are_the_users():
 @pytest.mark.parametrize("value", [True, 0, 1.5, "many", 257, [1], float("nan")])
 def test_a_batch_is_a_whole_number(value):
     with pytest.raises(ApiProblem, match="whole number"):
-        checked({"batch_size": value}, Limits(), "hyperparameters")
+        checked({"batch_size": value}, Limits(), "hyperparameters", "supervised")
 
 
 def test_a_policy_only_gets_stricter():

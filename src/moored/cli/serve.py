@@ -138,7 +138,7 @@ def _serve(settings: ServerSettings) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.umask(0o077)  # what users send is nobody else's on this machine
-    with alone(settings.home), _bound(settings) as listening:
+    with _bound(settings) as listening, alone(settings.home):
         port = listening.getsockname()[1]
         app = create_app(settings)
         server = uvicorn.Server(config_of(app, host=settings.host, port=port))

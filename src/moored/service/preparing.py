@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +16,7 @@ from sqlalchemy import select
 from moored.service.database import Database, Job
 from moored.service.folder import JobFolder
 from moored.service.job_recipe import text_of
-from moored.service.launchers.base import NoSlot
+from moored.service.launchers.base import Away, NoSlot
 from moored.service.pipeline import Pipeline
 from moored.service.policy import Policy
 from moored.service.starts import start_recipe
@@ -39,7 +41,7 @@ class Preparing:
     pipeline: Pipeline
     policy: Callable[[], Policy]
     idle: float = 5.0
-    _tried: set[str] = field(default_factory=set, init=False)
+    _tried: Counter[str] = field(default_factory=Counter, init=False)
     _told: set[str] = field(default_factory=set, init=False)
 
     def run(self) -> None:
@@ -56,7 +58,8 @@ class Preparing:
         policy = self.policy()
         for name, offered in policy.models.items():
             if offered.align is not None and not self._jobs():
-                self._prepare(name, start_recipe(policy, name))
+                with suppress(NoSlot, Away):
+                    self._prepare(name, start_recipe(policy, name))
 
     def _jobs(self) -> bool:
         with self.database.reading() as session:
@@ -67,20 +70,19 @@ class Preparing:
         folder = JobFolder(self.pipeline.settings.home / "starts" / hashlib.sha256(text.encode()).hexdigest()[:16])
         if folder.finished() is not None or self.pipeline.launcher.find(folder.path) is not None:
             return
-        if folder.path.name in self._tried and (failure := folder.read_json("failure.json")) is not None:
-            self._complain(name, folder, failure)
-            return
-        folder.write(folder.recipe.name, text)
-        try:
+        tried = self._tried[folder.path.name]
+        if tried and (failure := folder.read_json("failure.json")) is not None:
+            self._complain(name, folder, failure["detail"])
+        elif tried >= self.pipeline.most_deaths:
+            self._complain(name, folder, f"its process ended {tried} times without a word")
+        else:
+            folder.write(folder.recipe.name, text)
             self.pipeline.launch(folder)
-        except NoSlot:
-            return
-        self._tried.add(folder.path.name)
-        log.info("the aligned start of %s is made in %s", name, folder.path)
+            self._tried[folder.path.name] += 1
+            log.info("the aligned start of %s is made in %s", name, folder.path)
 
-    def _complain(self, name: str, folder: JobFolder, failure: Mapping[str, Any]) -> None:
+    def _complain(self, name: str, folder: JobFolder, why: str) -> None:
         """Once for each process: the next start of the server tries again."""
         if folder.path.name not in self._told:
             self._told.add(folder.path.name)
-            said = "the aligned start of %s cannot be made, and no job on it will train: %s"
-            log.error(said, name, failure["detail"])
+            log.error("the aligned start of %s cannot be made, and no job on it will train: %s", name, why)

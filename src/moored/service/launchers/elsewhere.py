@@ -93,7 +93,7 @@ def spelt(command: Sequence[str], environment: Mapping[str, str], *, launcher: s
     return shlex.join(["env", *(f"{name}={value}" for name, value in sorted(words.items())), *own])
 
 
-def one_device(gpus: float) -> float:
+def one_device(gpus: float | int) -> float:
     """The devices of a job.
 
     Raises:
@@ -101,4 +101,4 @@ def one_device(gpus: float) -> float:
     """
     if gpus > 1:
         raise ConfigError(f"`gpus` must be at most 1; got {gpus:g}: {ONE_DEVICE}")
-    return gpus
+    return float(gpus)
