@@ -130,7 +130,7 @@ def test_what_slurm_is_asked_for(fake, folder):
     }
     assert handle["name"].startswith("moored-job-one-100-")
     script = (folder / "slurm.sh").read_text()
-    assert "env 'HF_HOME=/models of all' " in script
+    assert " 'HF_HOME=/models of all' " in script
     assert " MOORED_FOUND_BY=slurm " in script
     assert "CUDA_VISIBLE_DEVICES=" not in script  # Slurm says which
 
