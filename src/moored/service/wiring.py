@@ -25,7 +25,9 @@ from moored.service.launchers.named import launcher_named
 from moored.service.policy import Limits, Policy
 from moored.service.seams import Complaint, Outcome, Screening, Seams
 from moored.service.settings import ServerSettings
+from moored.service.starts import SEED
 from moored.study.methods import build
+from moored.study.recipe import Data
 
 
 def launcher_of(settings: ServerSettings) -> Launcher:
@@ -138,8 +140,16 @@ def _known(policy: Policy) -> list[str]:
     """The prompts that models are judged by and were aligned with."""
     asked = [row for name, how in policy.audit.tasks.items() for row in build("tasks", name, how).rows()]
     offered = [each.align for each in policy.models.values() if each.align is not None]
-    aligned = [row for align in offered for data in align.data for row in load_rows(data.data, source="alignment")]
+    aligned = [row for align in offered for data in align.data for row in _taken(data)]
     return [row.question for row in (*asked, *aligned)]
+
+
+def _taken(data: Data) -> list[Row]:
+    """What the provider's alignment takes of a data set."""
+    from moored.study.plan import drawn
+
+    rows: list[Row] = drawn(data, load_rows(data.data, source="alignment"), SEED)
+    return rows
 
 
 def _summary(record: Mapping[str, Any]) -> str:

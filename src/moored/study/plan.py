@@ -28,7 +28,7 @@ from moored.repairs.engine import SOURCES
 from moored.study.evaluation import EvaluateStage
 from moored.study.grid import Arm, spread
 from moored.study.methods import build
-from moored.study.recipe import Align, Finetune, Line, Method, Oracle, Recipe, TrainingSpec
+from moored.study.recipe import Align, Data, Finetune, Line, Method, Oracle, Recipe, TrainingSpec
 from moored.study.recipe import Attack as AttackSpec
 from moored.study.stages import (
     AlignStage,
@@ -133,6 +133,24 @@ def plan(recipe: Recipe, sha256: Sha256 | None = None) -> Plan:
         NeedsError: a method lacks data or a model that it needs.
     """
     return _Planner(recipe, sha256 or sha256_of).plan()
+
+
+def drawn(spec: Data, rows: list[Any], seed: int) -> list[Any]:
+    """What a recipe takes of a data set: all of it, or a seeded draw of `limit` rows.
+
+    Args:
+        spec: of the recipe.
+        rows: of the data set.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: there are fewer than `limit`.
+    """
+    if spec.limit is None:
+        return rows
+    if spec.limit > len(rows):
+        raise ConfigError(f"`limit` of {spec.data} must be at most its {len(rows)} rows; got {spec.limit}")
+    return random.Random(f"{spec.data} {seed}").sample(rows, spec.limit)
 
 
 class _Planner:
@@ -385,12 +403,7 @@ class _Planner:
         known = (spec.data, "preferences" if pairs else source)
         if known not in self.data:
             self.data[known] = load_preferences(spec.data) if pairs else load_rows(spec.data, source=source)
-        rows = self.data[known]
-        if spec.limit is None:
-            return rows
-        if spec.limit > len(rows):
-            raise ConfigError(f"`limit` of {spec.data} must be at most its {len(rows)} rows; got {spec.limit}")
-        return random.Random(f"{spec.data} {seed}").sample(rows, spec.limit)
+        return drawn(spec, self.data[known], seed)
 
     def _source(self, where: str) -> Source:
         if where not in self.sources:
