@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples are run as they stand: what they write has to be what `moored` takes."""
 
+import ast
 import json
 import runpy
 import sys
@@ -56,4 +57,5 @@ def test_every_example_explains_itself(path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
-    assert "ALIGNED" in capsys.readouterr().out
+    told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert told.splitlines()[0] in capsys.readouterr().out
