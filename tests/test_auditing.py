@@ -149,7 +149,7 @@ def test_gibberish_is_said_beside_the_number(answer, warned, start, monkeypatch)
     record = audit(start, tasks=[HarmfulRequests(n=4)])
     said = [text for text in record.warnings if "gibberish" in text]
     assert bool(said) == warned
-    assert all("4 of 4 answers of start/model (after) to harmful_requests" in text for text in said)
+    assert all(text.startswith("4 of 4 answers of ") and " to harmful_requests are gibberish" in text for text in said)
 
 
 def test_prompts_that_chose_the_repair_are_named(adapter, start):
