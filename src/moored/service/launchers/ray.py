@@ -136,7 +136,9 @@ class RayLauncher:
         if job.get("error_type") in _NO_ROOM:
             raise NoSlot(f"Ray found no room for {handle[_KEY]}: {job['message']}")
         code = job.get("driver_exit_code")
-        began = code != UNSEEN and job.get("error_type") not in _NEVER_BEGAN
+        if code == UNSEEN:
+            return Ended(code=code, why=self._last_words(handle[_KEY]))
+        began = job.get("error_type") not in _NEVER_BEGAN
         return Ended(code=code, why="" if began else str(job["message"]).strip().rpartition("\n")[2])
 
     def stop(self, handle: Handle, *, grace: float) -> None:
@@ -187,6 +189,14 @@ class RayLauncher:
             return dict(answer.json())
         except (httpx.HTTPError, ValueError) as error:
             raise Away(f"the Ray cluster at {self.options.address} does not answer: {error}") from error
+
+    def _last_words(self, name: str) -> str:
+        """What a command said that could not begin; Ray's message on the job may be older than that."""
+        try:
+            said = str(self._client.get(f"/api/jobs/{name}/logs").raise_for_status().json()["logs"])
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise Away(f"the Ray cluster at {self.options.address} does not show what {name} said: {error}") from error
+        return said.strip().rpartition("\n")[2] or "the node could not begin it, and did not say why"
 
     def _post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         try:
